@@ -1,0 +1,19 @@
+"""The training loop's settings: the keys of detectron2's lazyconfig_train_net.py, plus `amp.dtype` and `seed`.
+
+A config that takes `train` from here takes `schedule` and `lr_multiplier` from schedule.py too.
+"""
+
+train = {
+    "output_dir": "./output",
+    # Weights to start from: a detector's checkpoint, or a file with nothing but a backbone (ImageNet weights).
+    "init_checkpoint": "",
+    "max_iter": "${schedule.iterations}",
+    # bf16 or fp16 with fp32 islands. (detectron2's own script knows fp16 only and ignores dtype.)
+    "amp": {"enabled": False, "dtype": "bf16"},
+    "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
+    "checkpointer": {"period": "${schedule.iterations_per_epoch}", "max_to_keep": 5},
+    "eval_period": "${schedule.iterations_per_epoch}",
+    "log_period": 20,
+    "device": "cuda",  # without a GPU, dinox's training script says so and takes the CPU
+    "seed": -1,  # -1: another one each time
+}

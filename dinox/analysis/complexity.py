@@ -1,0 +1,88 @@
+"""Parameters and GFLOPs of a model, by part.
+
+The counting rule, the same for every model: one multiply-add is one FLOP (as in the tables of this field's papers),
+counted by fvcore while the model detects on one image. Convolutions, linear layers, matrix products, attention and
+normalisation count; deformable sampling counts 4 multiply-adds for the bilinear value and 1 for the attention weight,
+per sampled channel. Elementwise operations, softmax, interpolation of masks and top-k do not count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
+from torch import Tensor, nn
+
+_MULTIPLY_ADDS_PER_SAMPLE = 5  # four corners, one attention weight
+
+DETECTION_SIZE = (800, 1333)  # height, width: where papers count
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """parameters: of the whole model and of its parts, training-only ones included; gflops likewise, of one detection.
+
+    The entry "" is the whole model.
+    """
+
+    parameters: dict[str, int]
+    gflops: dict[str, float]
+
+
+def measure_complexity(model: nn.Module, *, size: tuple[int, int] = DETECTION_SIZE) -> Complexity:
+    """Run the model once on an image of this (height, width), in evaluation mode, and count."""
+    was_training = model.training
+    model.eval()
+    image = torch.zeros(3, *size, device=model.device)
+    counter = FlopCountAnalysis(_OnOneImage(model), image)
+    counter.set_op_handle(**_HANDLES)
+    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    try:
+        with torch.no_grad():
+            by_module = counter.by_module()
+    finally:
+        model.train(was_training)
+    parts = ["", *(name for name, _ in model.named_children())]
+    return Complexity(
+        parameters={part: count_parameters(model.get_submodule(part)) for part in parts},
+        gflops={part: by_module[f"model.{part}".rstrip(".")] / 1e9 for part in parts},
+    )
+
+
+class _OnOneImage(nn.Module):
+    """Tensors in, tensors out, as tracing wants it. (detectron2's own wrapper needs caffe2 on v0.6.)"""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        raw = self.model.raw_predictions([{"image": image}])
+        return raw.logits, raw.boxes
+
+
+def count_parameters(module: nn.Module) -> int:
+    """All parameters, frozen ones included; FrozenBatchNorm's constants are buffers and not counted."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter:
+    query, key = get_shape(inputs[0]), get_shape(inputs[1])  # (..., N, D), (..., M, D)
+    return Counter({"attention": 2 * math.prod(query) * key[-2]})
+
+
+def _deformable_sampling_flops(inputs: list[Any], outputs: list[Any]) -> Counter:
+    weights = next(shape for shape in map(get_shape, reversed(inputs)) if shape and len(shape) == 5)  # (B, Q, H, L, P)
+    _, _, _, channels = get_shape(inputs[0])  # (B, S, H, C)
+    return Counter({"ms_deform_attn": _MULTIPLY_ADDS_PER_SAMPLE * math.prod(weights) * channels})
+
+
+_HANDLES = {
+    "aten::scaled_dot_product_attention": _attention_flops,
+    "dinox::ms_deform_attn": _deformable_sampling_flops,
+}

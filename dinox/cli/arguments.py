@@ -1,0 +1,42 @@
+"""Arguments that several commands take."""
+
+import argparse
+
+from .running import RunOptions
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", dest="json_file", help="write the results to FILE as json")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks (also: DINOX_DEBUG=1)")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of detectron2's training scripts, which see."""
+    parser.add_argument("--config-file", required=True, metavar="CONFIG", help="a file, or a name in the model zoo")
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs on this machine; without any, the CPU is used"
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="number of this machine, from 0")
+    parser.add_argument(
+        "--dist-url", default="auto", metavar="URL", help="where the first machine listens: tcp://host:port"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings of the config, such as optimizer.lr=5e-5"
+    )
+    add_common_arguments(parser)
+
+
+def run_options(args: argparse.Namespace, *, eval_only: bool) -> RunOptions:
+    return RunOptions(
+        config_file=args.config_file,
+        overrides=tuple(args.overrides),
+        eval_only=eval_only,
+        resume=args.resume,
+        json_file=args.json_file,
+        debug=args.debug,
+        num_gpus=args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+    )

@@ -1,0 +1,17 @@
+"""dinox eval"""
+
+import argparse
+
+from .arguments import add_run_arguments, run_options
+from .running import start
+
+HELP = "evaluate a checkpoint (train.init_checkpoint=FILE) on the config's test dataset"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="evaluate the last checkpoint in train.output_dir")
+    add_run_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    return start(run_options(args, eval_only=True))

@@ -1,0 +1,128 @@
+"""What all commands share: error messages, exit codes, results as json."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+DEBUG_VARIABLE = "DINOX_DEBUG"
+USER_ERROR = 2
+INTERRUPTED = 130
+
+EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
+"""What dinox raises for mistakes in configs, data, checkpoints and paths, and for training that diverges."""
+
+
+def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
+    """Do the work and return the exit code. An error that a user can mend becomes one line on stderr.
+
+    All others keep their traceback, and with ``debug`` or the environment variable DINOX_DEBUG every error does.
+    """
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print("dinox: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
+        if debug or os.environ.get(DEBUG_VARIABLE):
+            raise
+        print(f"dinox: error: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    text = " ".join(text.split()) or type(error).__name__
+    # An error of a library may be anything; ours explain themselves.
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    is_ours = frame.f_globals.get("__name__", "").partition(".")[0] == "dinox"
+    return text if is_ours else f"{text} ({type(error).__name__}; --debug shows where)"
+
+
+def check_json_target(path: str | None) -> None:
+    """Hours of work should not end with a folder that does not exist. Raises ValueError."""
+    if path is None:
+        return
+    folder = Path(path).resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--json {path}: expected a file in an existing folder that can be written, got {folder}")
+    if Path(path).is_dir():
+        raise ValueError(f"--json {path}: expected a file, this is a folder")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """One training or evaluation as the command line describes it; goes to every process."""
+
+    config_file: str
+    overrides: tuple[str, ...] = ()
+    eval_only: bool = False
+    resume: bool = False
+    json_file: str | None = None
+    debug: bool = False
+    num_gpus: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str = "auto"
+
+
+def start(options: RunOptions) -> int:
+    """Train or evaluate, in one process or several; returns the exit code."""
+    return guarded(lambda: _launch(options), debug=options.debug)
+
+
+def _launch(options: RunOptions) -> int:
+    from dinox.config import load_config
+    from dinox.engine.launching import launch
+
+    if not options.config_file:
+        raise ValueError(
+            "--config-file is missing: give a file, or a name in the model zoo such as dino/dino_r50_4scale_12ep"
+        )
+    flags = [text for text in options.overrides if text.startswith("-")]
+    if flags:
+        raise ValueError(f"expected key=value, got {flags[0]!r}: options come before the first override")
+    check_json_target(options.json_file)
+    load_config(options.config_file, options.overrides)  # mistakes show before processes are started
+    return launch(
+        _run_rank,
+        options,
+        num_gpus=options.num_gpus,
+        num_machines=options.num_machines,
+        machine_rank=options.machine_rank,
+        dist_url=options.dist_url,
+    )
+
+
+def _run_rank(options: RunOptions) -> int:
+    return guarded(lambda: _train_or_evaluate(options), debug=options.debug)
+
+
+def _train_or_evaluate(options: RunOptions) -> None:
+    from detectron2.utils import comm
+
+    from dinox.config import load_config
+    from dinox.engine import evaluate, train
+    from dinox.utils.json_files import write_json
+
+    cfg = load_config(options.config_file, options.overrides)
+    # Only a device that the user names has to be there.
+    named = any(override.lstrip("+").startswith("train.device=") for override in options.overrides)
+    work = evaluate if options.eval_only else train
+    results = work(cfg, resume=options.resume, device=cfg.train.device if named else None)
+    if options.json_file and comm.is_main_process():
+        write_json(options.json_file, _description(options, cfg) | {"results": results})
+
+
+def _description(options: RunOptions, cfg: Any) -> dict[str, Any]:
+    return {
+        "command": "eval" if options.eval_only else "train",
+        "config_file": options.config_file,
+        "overrides": list(options.overrides),
+        "output_dir": cfg.train.output_dir,
+    }

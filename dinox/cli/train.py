@@ -1,0 +1,17 @@
+"""dinox train"""
+
+import argparse
+
+from .arguments import add_run_arguments, run_options
+from .running import start
+
+HELP = "train a detector from a config"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in train.output_dir")
+    add_run_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    return start(run_options(args, eval_only=False))

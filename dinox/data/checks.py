@@ -1,0 +1,253 @@
+"""Checks of datasets before training and evaluation: are they there, readable, and made for this model?"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from dinox.utils.suggest import did_you_mean
+
+from .coco_json import box_fault, check_coco_json, find_problems, is_whole, read_coco_json
+from .errors import DataError
+
+__all__ = [
+    "DataError",
+    "annotations_are_valid",
+    "check_annotations",
+    "check_coco_json",
+    "check_data",
+    "check_dataset",
+    "check_num_classes",
+    "check_registered",
+    "check_same_classes",
+    "dataset_names",
+    "find_problems",
+    "load_dataset",
+    "read_coco_json",
+]
+
+_LISTED = 10
+"""How many class names a message lists."""
+
+_BOX_MODES = (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+
+
+def check_data(cfg: DictConfig, *, training: bool = True) -> None:
+    """Check everything about the data of a LazyConfig that can be known before the first step.
+
+    The datasets are registered, their files are there and well formed, their classes are the same, and as many as
+    `cfg.model.num_classes`. It reads each json, so that one process of several is enough.
+
+    Args:
+        cfg: with `dataloader.test` and, in training, `dataloader.train`; either may be missing.
+        training: False checks the test datasets only.
+
+    Raises DataError.
+    """
+    train = dataset_names(cfg.dataloader.get("train")) if training else []
+    names = [*train, *(name for name in dataset_names(cfg.dataloader.get("test")) if name not in train)]
+    for name in names:
+        check_dataset(name, annotated=name in train)
+    check_same_classes(names)
+    num_classes = OmegaConf.select(cfg, "model.num_classes")
+    if num_classes is not None:
+        check_num_classes(num_classes, names)
+
+
+def dataset_names(loader: DictConfig | None) -> list[str]:
+    """The dataset names of `dataloader.train` or `dataloader.test`; none if it is missing or made otherwise."""
+    names = None if loader is None else OmegaConf.select(loader, "dataset.names")
+    if names is None:
+        return []
+    return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
+
+
+def check_dataset(name: str, *, annotated: bool = True) -> None:
+    """Check one registered dataset: its json and image folder or, without a COCO json, its dicts. Raises DataError."""
+    check_registered(name)
+    metadata = MetadataCatalog.get(name)
+    json_file = _coco_json_of(name)
+    if json_file is None or not os.path.isfile(json_file):
+        # Datasets may be made when they are first asked for. If this is none of them, it says that the file is missing.
+        load_dataset(name)
+        return
+    classes = _check_json(name, json_file, annotated=annotated)
+    registered = metadata.get("thing_classes")
+    if registered is not None and list(registered) != classes:
+        raise DataError(
+            f"Dataset {name!r}: registered with the classes {_listed(registered)}, "
+            f"but {json_file} has {_listed(classes)}. "
+            f"Leave 'thing_classes' out of the registration: they are read from the file."
+        )
+    # As detectron2 does on loading; known earlier, so that they can be compared with other datasets and the model.
+    metadata.thing_classes = classes
+
+
+def check_registered(name: str) -> None:
+    """Raises DataError with the nearest names if there is no such dataset."""
+    registered = DatasetCatalog.list()
+    if name not in registered:
+        raise DataError(
+            f"Dataset {name!r} is not registered.{did_you_mean(name, registered)} "
+            f"Register your own with detectron2.data.datasets.register_coco_instances."
+        )
+
+
+def load_dataset(name: str) -> list[dict]:
+    """The dicts of a registered dataset, in detectron2's format, checked.
+
+    The json is parsed once when it is good. When it is not, it is read again to find the annotation at fault.
+    Raises DataError.
+    """
+    check_registered(name)
+    try:
+        dicts = DatasetCatalog.get(name)
+    except DataError:
+        raise
+    except Exception as error:
+        _explain_by_json(name)
+        raise DataError(f"Dataset {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+    if len(dicts) == 0:
+        raise DataError(f"Dataset {name!r} is empty: expected at least one image.")
+    if not annotations_are_valid(dicts, num_classes=_num_classes(name)):
+        _explain_by_json(name)  # it knows the annotations' ids
+        _check_each(name, dicts)
+    return dicts
+
+
+def check_same_classes(names: Sequence[str]) -> None:
+    """Check that all datasets have the same classes in the same order. Raises DataError naming two that differ.
+
+    Datasets whose classes are not known (not loaded yet, or without metadata) are left out.
+    """
+    known = [(name, _class_names(name)) for name in names]
+    known = [(name, classes) for name, classes in known if classes is not None]
+    for name, classes in known[1:]:
+        first_name, first = known[0]
+        if classes == first:
+            continue
+        if sorted(classes) == sorted(first):
+            at = next(i for i, (a, b) in enumerate(zip(first, classes)) if a != b)
+            difference = f"in another order: class {at} is {first[at]!r} in the one and {classes[at]!r} in the other"
+        else:
+            only_first = _listed(c for c in first if c not in classes)
+            only_other = _listed(c for c in classes if c not in first)
+            difference = f"only in {first_name!r}: {only_first}; only in {name!r}: {only_other}"
+        raise DataError(
+            f"Datasets {first_name!r} and {name!r} have different classes ({difference}). A model numbers its classes "
+            f"once: give the 'categories' of both files the same names and the same order of ids."
+        )
+
+
+def check_num_classes(num_classes: int, names: Sequence[str], *, key: str = "model.num_classes") -> None:
+    """Check the model's number of classes against that of the datasets. Raises DataError with both, and the override.
+
+    Datasets whose classes are not known are left out. `key`: the config key that holds the number.
+    """
+    for name in names:
+        classes = _class_names(name)
+        if classes is not None and len(classes) != num_classes:
+            raise DataError(
+                f"{key} is {num_classes}, but dataset {name!r} has {len(classes)} classes ({_listed(classes)}). "
+                f"Set {key}={len(classes)}"
+            )
+
+
+def check_annotations(record: dict, *, num_classes: int | None = None) -> None:
+    """Check class indices and boxes of one image in detectron2's format. Raises DataError naming file and annotation.
+
+    `category_id` is an index from 0 here; None leaves its upper bound unchecked.
+    """
+    for index, annotation in enumerate(record.get("annotations", ())):
+        fault = _annotation_fault(annotation, num_classes)
+        if fault:
+            raise DataError(f"{_record_name(record)}, annotation {index}: {fault}")
+
+
+def annotations_are_valid(dicts: Sequence[dict], *, num_classes: int | None = None) -> bool:
+    """A fast yes for what nearly all datasets are: `check_annotations` would pass. A no means: look at each."""
+    annotations = [annotation for record in dicts for annotation in record.get("annotations", ())]
+    if not annotations:
+        return True
+    try:
+        boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=float)
+        classes = np.array([annotation["category_id"] for annotation in annotations])
+        modes = {annotation["bbox_mode"] for annotation in annotations}
+    except (KeyError, TypeError, ValueError):
+        return False
+    if modes != {BoxMode.XYWH_ABS} or boxes.shape != (len(annotations), 4) or classes.dtype.kind != "i":
+        return False
+    in_range = classes.min() >= 0 and (num_classes is None or classes.max() < num_classes)
+    return bool(in_range and np.isfinite(boxes).all() and (boxes[:, 2:] >= 0).all())
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _coco_json_of(name: str) -> str | None:
+    """The file of a dataset in COCO's format; None for any other, LVIS for instance."""
+    metadata = MetadataCatalog.get(name)
+    return metadata.get("json_file") if metadata.get("evaluator_type") == "coco" else None
+
+
+def _check_json(name: str, json_file: str, *, annotated: bool) -> list[str]:
+    try:
+        return check_coco_json(json_file, MetadataCatalog.get(name).get("image_root"), annotated=annotated)
+    except DataError as error:
+        raise DataError(f"Dataset {name!r}: {error}") from error
+
+
+def _explain_by_json(name: str) -> None:
+    """Raise DataError if the json of a dataset, where it has one, explains why the dataset cannot be used."""
+    json_file = _coco_json_of(name)
+    if json_file is not None:
+        _check_json(name, json_file, annotated=False)
+
+
+def _check_each(name: str, dicts: Sequence[dict]) -> None:
+    for record in dicts:
+        try:
+            check_annotations(record, num_classes=_num_classes(name))
+        except DataError as error:
+            raise DataError(f"Dataset {name!r}: {error}") from error
+
+
+def _annotation_fault(annotation: dict, num_classes: int | None) -> str | None:
+    category = annotation.get("category_id")
+    if not is_whole(category) or category < 0 or (num_classes is not None and category >= num_classes):
+        allowed = "a class index from 0" + (f" to {num_classes - 1}" if num_classes is not None else "")
+        return f"'category_id': expected {allowed}, got {category!r}. Map the ids of your categories to 0, 1, 2, ..."
+    box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
+    if mode not in _BOX_MODES:
+        return (
+            f"'bbox_mode': expected BoxMode.XYWH_ABS or BoxMode.XYXY_ABS, got {mode!r}. Set it to what the boxes are."
+        )
+    fault = box_fault(box, corners=mode == BoxMode.XYXY_ABS)
+    if fault:
+        expected, got, cure = fault
+        return f"'bbox': expected {expected}, got {got}. {cure}"
+    return None
+
+
+def _record_name(record: dict) -> str:
+    return str(record.get("file_name") or f"image {record.get('image_id')}")
+
+
+def _num_classes(name: str) -> int | None:
+    classes = _class_names(name)
+    return None if classes is None else len(classes)
+
+
+def _class_names(name: str) -> list[str] | None:
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    return None if classes is None else list(classes)
+
+
+def _listed(names: Any) -> str:
+    names = [str(name) for name in names]
+    more = f", ... ({len(names)} in all)" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more or "none"

@@ -1,0 +1,146 @@
+"""One training step on detectron2's SimpleTrainer: autocast, packed scalars, and errors that explain NaN losses."""
+
+import time
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FILES_IN_ERROR = 16  # a whole batch of the papers
+
+
+class Trainer(SimpleTrainer):
+    """SimpleTrainer in fp32, bf16 or fp16, on CPU and CUDA, for a model that returns a dict of scalar losses.
+
+    Per step it moves the losses to the host once, for logging and for the check that they are finite. The check comes
+    before the optimizer's step, so a bad batch never reaches the weights. All ranks see the same and stop together.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        data_loader: Iterable[list[dict]],
+        optimizer: torch.optim.Optimizer,
+        device: torch.device | str,
+        precision: str = "fp32",
+    ):
+        """``precision``: "fp32", "bf16" or "fp16". ``device``: the model's."""
+        if precision not in AUTOCAST_DTYPES:
+            raise ValueError(f"train.amp.dtype: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
+        super().__init__(model=model, data_loader=data_loader, optimizer=optimizer)
+        self.device_type = torch.device(device).type
+        self.autocast_dtype = AUTOCAST_DTYPES[precision]
+        # bf16 has the range of fp32 and needs no scaling; a disabled scaler passes everything through.
+        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=self.autocast_dtype is torch.float16)
+
+    def run_step(self) -> None:
+        assert self.model.training, "the model was left in eval mode; whoever did that has to call model.train()"
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+
+        losses = self._forward(batch)
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(sum(losses.values())).backward()
+        self.after_backward()
+        grad_norm = self._clip_gradients()
+
+        self._record(losses, grad_norm=grad_norm, data_time=data_time, batch=batch)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def after_backward(self) -> None:
+        """detectron2's newer hooks have a place here."""
+        for hook in self._hooks:
+            getattr(hook, "after_backward", lambda: None)()
+
+    def _forward(self, batch: list[dict]) -> Mapping[str, Tensor]:
+        enabled = self.autocast_dtype is not None
+        try:
+            with torch.autocast(self.device_type, dtype=self.autocast_dtype, enabled=enabled):
+                return self.model(batch)
+        except (ValueError, FloatingPointError) as error:
+            # The matcher refuses NaN costs before there is a loss, but it does not know which files these are.
+            message = f"{error} (iteration {self.iter}, {_files(batch)})"
+            raise (FloatingPointError if isinstance(error, FloatingPointError) else ValueError)(message) from error
+
+    def _clip_gradients(self) -> Tensor | None:
+        """The gradient's norm, if the optimizer is one that clips (see ClippedAdamW)."""
+        clip = getattr(self.optimizer, "clip_gradients", None)
+        if clip is None:
+            return None
+        self.grad_scaler.unscale_(self.optimizer)
+        return clip()
+
+    def _record(
+        self, losses: Mapping[str, Tensor], *, grad_norm: Tensor | None, data_time: float, batch: list[dict]
+    ) -> None:
+        """Store the step's scalars, averaged over ranks. Raises FloatingPointError if one is not finite."""
+        scalars = {name: loss.detach() for name, loss in losses.items()}
+        if grad_norm is not None:
+            scalars["grad_norm"] = grad_norm
+        values = _gather(scalars, data_time)  # rank -> name -> value
+        mean = {name: sum(rank[name] for rank in values) / len(values) for name in scalars}
+        bad = [name for name in losses if not _is_finite(mean[name])]
+        # In fp16 an infinite gradient is the scaler's signal to skip the step and to scale less.
+        if not bad and not self.grad_scaler.is_enabled() and not _is_finite(mean.get("grad_norm", 0.0)):
+            bad = ["grad_norm"]
+        if bad:
+            raise FloatingPointError(self._explain_non_finite(bad, values, batch))
+        if comm.is_main_process():
+            self.storage.put_scalar("data_time", max(rank["data_time"] for rank in values))
+            self.storage.put_scalar("total_loss", sum(mean[name] for name in losses))
+            for name, value in mean.items():
+                if _is_finite(value):
+                    self.storage.put_scalar(name, value)
+
+    def _explain_non_finite(self, bad: list[str], values: list[dict[str, float]], batch: list[dict]) -> str:
+        """``values``: of each rank. Called on all ranks; each tells its files, and those with bad values are named."""
+        files = comm.all_gather(_files(batch))
+        ranks = [rank for rank, own in enumerate(values) if not all(_is_finite(own[name]) for name in bad)]
+        where = "; ".join(f"rank {rank}: {files[rank]}" if len(files) > 1 else files[rank] for rank in ranks)
+        worst = {name: next(own[name] for own in values if not _is_finite(own[name])) for name in bad}
+        terms = ", ".join(f"{name} = {value}" for name, value in worst.items())
+        what = "gradient" if bad == ["grad_norm"] else "loss"
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        return (
+            f"non-finite {what} at iteration {self.iter}: {terms} (lr {lr:g}; {where}). The weights were not updated "
+            "and saved checkpoints are intact. Look at these images and boxes, lower optimizer.lr, or train in fp32 or "
+            "bf16"
+        )
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        # Empty in the checkpoint of a run that needed no scaler.
+        if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _gather(scalars: Mapping[str, Tensor], data_time: float) -> list[dict[str, float]]:
+    """The values of all ranks, on all ranks: one small tensor, one collective, one copy to the host."""
+    packed = torch.stack([value.float().reshape(()) for value in scalars.values()])
+    packed = torch.cat([packed, packed.new_tensor([data_time])])
+    gathered = [packed]
+    if comm.get_world_size() > 1:
+        gathered = [torch.empty_like(packed) for _ in range(comm.get_world_size())]
+        dist.all_gather(gathered, packed)
+    names = [*scalars, "data_time"]
+    return [dict(zip(names, rank, strict=True)) for rank in torch.stack(gathered).tolist()]
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")  # False for NaN
+
+
+def _files(batch: list[dict]) -> str:
+    names = [str(item.get("file_name", f"image {i} of the batch")) for i, item in enumerate(batch)]
+    more = f" and {len(names) - _FILES_IN_ERROR} more" if len(names) > _FILES_IN_ERROR else ""
+    return "images: " + ", ".join(names[:_FILES_IN_ERROR]) + more

@@ -1,0 +1,98 @@
+"""Multi-scale deformable attention (Deformable DETR, equation 3), as a module around :func:`dinox.ops.ms_deform_attn`.
+
+Legend: B images, Q queries, S memory tokens, D channels, H heads, L levels, P points.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dinox.ops import ms_deform_attn
+
+
+def ring_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
+    """Initial sampling offsets (H * L * P * 2): head h looks along angle 2 pi h / H, point p goes p + 1 cells that way.
+
+    The directions lie on a square ring (divided by their largest coordinate) and are the same on all levels.
+    """
+    angles = torch.arange(num_heads, dtype=torch.float32) * (2 * math.pi / num_heads)
+    direction = torch.stack([angles.cos(), angles.sin()], dim=-1)  # (H, 2)
+    direction = direction / direction.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, num_points + 1, dtype=torch.float32)
+    offsets = direction[:, None, None] * steps[:, None]  # (H, 1, P, 2)
+    return offsets.expand(-1, num_levels, -1, -1).flatten()
+
+
+def sampling_locations(references: Tensor, offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+    """Where to sample, in [0, 1] of every level.
+
+    references: (B, Q, L, 2) points, the offsets count cells; or (B, Q, L, 4) boxes (cxcywh), the offsets count half
+    box sizes, shared by the points. offsets: (B, Q, H, L, P, 2). Returns (B, Q, H, L, P, 2), xy.
+    """
+    anchors = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+    if references.shape[-1] == 2:
+        cells = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=offsets.dtype, device=offsets.device)
+        return anchors + offsets / cells[:, None]
+    num_points = offsets.shape[-2]
+    return anchors[..., :2] + offsets / num_points * anchors[..., 2:] * 0.5
+
+
+class DeformableAttention(nn.Module):
+    """Every query samples P points per head and level of the memory around its reference, and mixes them.
+
+    The parameter names are those of all public implementations. The residual is the caller's.
+    """
+
+    def __init__(self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float = 0.0):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
+        self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
+        samples = num_heads * num_levels * num_points
+        self.sampling_offsets = nn.Linear(embed_dim, samples * 2)
+        self.attention_weights = nn.Linear(embed_dim, samples)
+        self.value_proj = nn.Linear(embed_dim, embed_dim)
+        self.output_proj = nn.Linear(embed_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(ring_offsets(self.num_heads, self.num_levels, self.num_points))
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        references: Tensor,
+        memory: Tensor,
+        spatial_shapes: Sequence[tuple[int, int]],
+        padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """query: (B, Q, D), positions already added. references: (B, Q, L, 2) or (B, Q, L, 4), in [0, 1] of each level.
+        memory: (B, S, D). padding_mask: (B, S) bool, True = padding. Returns (B, Q, D).
+        """
+        samples = (self.num_heads, self.num_levels, self.num_points)
+        value = self.value_proj(memory)
+        if padding_mask is not None:
+            # After the projection, so that its bias does not leak into padding.
+            value = value.masked_fill(padding_mask[..., None], 0.0)
+        value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, H, D / H)
+        # Coordinates stay in at least float32 under autocast: half precision cannot address a pixel of a large map.
+        offsets = _at_least_float32(self.sampling_offsets(query)).unflatten(-1, (*samples, 2))
+        weights = _at_least_float32(self.attention_weights(query)).unflatten(-1, (self.num_heads, -1))
+        weights = weights.softmax(-1).unflatten(-1, samples[1:])  # one softmax over all L * P samples
+        locations = sampling_locations(_at_least_float32(references), offsets, spatial_shapes)
+        sampled = ms_deform_attn(value, spatial_shapes, locations, weights)  # (B, Q, D)
+        return self.dropout(self.output_proj(sampled))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()

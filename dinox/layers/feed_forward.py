@@ -1,0 +1,43 @@
+"""Position-wise networks."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """``num_layers`` linear layers with ReLU between them."""
+
+    def __init__(self, *, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
+        super().__init__()
+        widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_dim) -> (..., out_dim)."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """Linear, ReLU, dropout, linear, dropout; the residual is the caller's."""
+
+    def __init__(self, *, embed_dim: int, hidden_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.expand = nn.Linear(embed_dim, hidden_dim)
+        self.contract = nn.Linear(hidden_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        xavier_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., embed_dim) -> (..., embed_dim)."""
+        return self.dropout(self.contract(self.dropout(F.relu(self.expand(x)))))
+
+
+def xavier_init(module: nn.Module) -> None:
+    """Xavier-uniform for every matrix in ``module``; biases and norms keep their default (both DINO repositories)."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

@@ -1,0 +1,6 @@
+"""Loss parts: each takes matched predictions and returns one sum per prediction set; the criterion weighs and names."""
+
+from dinox.losses.box import GIoULoss, L1Loss
+from dinox.losses.focal import FocalLoss, sigmoid_focal_loss
+
+__all__ = ["FocalLoss", "GIoULoss", "L1Loss", "sigmoid_focal_loss"]

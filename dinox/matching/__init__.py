@@ -1,0 +1,6 @@
+"""Label assignment: which prediction learns which object. It lives here and nowhere else."""
+
+from dinox.matching.costs import FocalCost, GIoUCost, L1Cost, focal_cost
+from dinox.matching.hungarian import HungarianMatcher
+
+__all__ = ["FocalCost", "GIoUCost", "HungarianMatcher", "L1Cost", "focal_cost"]

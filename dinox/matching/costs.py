@@ -1,0 +1,59 @@
+"""Matching costs: each part maps predictions and targets to a matrix of pair costs; lower is better.
+
+Legend: A prediction sets, B images, N queries, K classes, M targets (padded; padded columns are never used).
+Every cost is called as ``cost(logits, boxes, targets)`` with logits (A, B, N, K), boxes (A, B, N, 4) normalised
+cxcywh, and returns (A, B, N, M), its weight included.
+"""
+
+from torch import Tensor
+
+from dinox.structures import Targets, cxcywh_to_xyxy, generalized_box_iou
+
+_LOG_EPS = 1e-8
+
+
+def focal_cost(probability: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss of calling a class present, less that of calling it absent; elementwise (Deformable DETR's code)."""
+    present = alpha * (1 - probability) ** gamma * -(probability + _LOG_EPS).log()
+    absent = (1 - alpha) * probability**gamma * -(1 - probability + _LOG_EPS).log()
+    return present - absent
+
+
+def at_target_labels(values: Tensor, targets: Targets) -> Tensor:
+    """Pick the target's class: values (A, B, N, K) -> (A, B, N, M)."""
+    labels = targets.labels[None, :, None].expand(*values.shape[:3], -1)  # (A, B, N, M)
+    return values.gather(-1, labels)
+
+
+class FocalCost:
+    """Class cost of the DINO family: weight 2, alpha .25, gamma 2 (paper table 8: set cost class)."""
+
+    def __init__(self, *, weight: float = 2.0, alpha: float = 0.25, gamma: float = 2.0):
+        self.weight, self.alpha, self.gamma = weight, alpha, gamma
+
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        probability = at_target_labels(logits, targets).sigmoid()
+        return self.weight * focal_cost(probability, alpha=self.alpha, gamma=self.gamma)
+
+
+class L1Cost:
+    """L1 distance of normalised cxcywh boxes: weight 5 (paper table 8: set cost bbox)."""
+
+    def __init__(self, *, weight: float = 5.0):
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        difference = boxes[..., None, :] - targets.boxes[:, None].to(boxes)  # (A, B, N, M, 4)
+        return self.weight * difference.abs().sum(-1)
+
+
+class GIoUCost:
+    """Negative generalised IoU: weight 2 (paper table 8: set cost giou)."""
+
+    def __init__(self, *, weight: float = 2.0):
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        predicted = cxcywh_to_xyxy(boxes)[..., None, :]  # (A, B, N, 1, 4)
+        wanted = cxcywh_to_xyxy(targets.boxes.to(boxes))[:, None]  # (B, 1, M, 4)
+        return -self.weight * generalized_box_iou(predicted, wanted)

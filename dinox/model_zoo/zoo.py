@@ -1,0 +1,68 @@
+"""What `detectron2.model_zoo` does, for dinox's configs.
+
+Names are `dino/dino_r50_4scale_12ep`, with or without `.py`; the shared parts can be had as `common/data/coco_detr.py`.
+"""
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+
+from dinox.config import ConfigError, load_config
+from dinox.config.files import list_config_names, require_config
+
+_CHECKPOINT_URLS: dict[str, str] = {}
+"""Config name -> address of its trained weights. Empty until weights are published."""
+
+
+def list_configs() -> list[str]:
+    """The names of all configs, sorted."""
+    return list_config_names()
+
+
+def get_config_file(name: str) -> str:
+    """The path of a config. Raises ConfigError with the nearest names if there is none."""
+    return str(require_config(name))
+
+
+def get_checkpoint_url(name: str) -> str:
+    """The address of the trained weights of a config. Raises ConfigError if none are published."""
+    file = get_config_file(name)
+    url = _CHECKPOINT_URLS.get(name.removesuffix(".py"))
+    if url is None:
+        raise ConfigError(
+            f"No trained weights are published for {name!r} ({file}). Use trained=False, or train it and set "
+            f"train.init_checkpoint to your own file."
+        )
+    return url
+
+
+def get_config(name: str, trained: bool = False) -> DictConfig:
+    """The config of a name, not yet instantiated.
+
+    Args:
+        name: see above.
+        trained: put the address of the trained weights into `train.init_checkpoint`. Otherwise it stays what the config
+            says, which is the pretrained backbone or nothing.
+    """
+    cfg = load_config(get_config_file(name))
+    if trained:
+        cfg.train.init_checkpoint = get_checkpoint_url(name)
+    return cfg
+
+
+def get(name: str, trained: bool = False, device: str | None = None) -> torch.nn.Module:
+    """The model of a name, in training mode, with the weights of `train.init_checkpoint` loaded (see `get_config`).
+
+    Args:
+        device: where to put it; by default where the config builds it, and the CPU if there is no GPU.
+    """
+    cfg = get_config(name, trained)
+    if device is None and not torch.cuda.is_available():
+        device = "cpu"
+    model = instantiate(cfg.model)
+    if device is not None:
+        model = model.to(device)
+    if "train" in cfg and cfg.train.get("init_checkpoint"):
+        DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+    return model

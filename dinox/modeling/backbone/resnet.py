@@ -1,0 +1,66 @@
+"""detectron2's ResNets from one set of numbers."""
+
+from collections.abc import Sequence
+
+from detectron2.modeling.backbone import BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
+
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_BOTTLENECK_FROM = 50  # shallower networks are made of basic blocks
+_BOTTLENECK_EXPANSION = 4
+
+
+def build_resnet(
+    *,
+    depth: int = 50,
+    width: int = 64,
+    norm: str = "FrozenBN",
+    out_features: Sequence[str] = ("res3", "res4", "res5"),
+    freeze_at: int = 1,
+) -> ResNet:
+    """ResNet of any standard depth, with the parameter names of detectron2's model zoo.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152. Strides sit in the 3x3 convolutions, as in torchvision's weights.
+        width: channels of the stem and of the first stage's blocks; 64 in all published models.
+        norm: any norm that detectron2 knows; FrozenBN for pre-trained weights.
+        out_features: of "stem", "res2" (stride 4), "res3", "res4", "res5" (stride 32). Stages beyond the last one asked
+            for are not built.
+        freeze_at: how many stages are frozen, the stem being the first; 0: none.
+
+    Raises:
+        ValueError: unknown depth or feature.
+    """
+    if depth not in _BLOCKS:
+        raise ValueError(f"ResNet depth must be one of {sorted(_BLOCKS)}, got {depth}")
+    known = ["stem", "res2", "res3", "res4", "res5"]
+    unknown = [name for name in out_features if name not in known]
+    if unknown or not out_features:
+        raise ValueError(f"out_features must name some of {known}, got {list(out_features)}")
+    num_stages = max(known.index(name) for name in out_features)
+    stages, in_channels = [], width
+    for stage, num_blocks in enumerate(_BLOCKS[depth][:num_stages]):
+        inner = width * 2**stage
+        out_channels, block_class, options = _block(depth, inner, norm)
+        first_stride = 1 if stage == 0 else 2
+        stages.append(
+            ResNet.make_stage(
+                block_class,
+                num_blocks,
+                stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                **options,
+            )
+        )
+        in_channels = out_channels
+    stem = BasicStem(in_channels=3, out_channels=width, norm=norm)
+    return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
+
+
+def _block(depth: int, inner: int, norm: str) -> tuple[int, type, dict]:
+    """Output channels, class and options of a stage's blocks."""
+    if depth < _BOTTLENECK_FROM:
+        return inner, BasicBlock, {"norm": norm}
+    options = {"norm": norm, "bottleneck_channels": inner, "stride_in_1x1": False}
+    return inner * _BOTTLENECK_EXPANSION, BottleneckBlock, options

@@ -1,0 +1,107 @@
+"""The one criterion: groups x decoder layers x losses.
+
+Legend: A prediction sets of a group (decoder layers), B images, N queries, K classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dinox.structures import MATCHING, MatchedPredictions, PredictionSet, Targets
+from dinox.utils.distributed import average_across_ranks
+
+Loss = Callable[[MatchedPredictions], Tensor]
+
+#: How the groups appear in loss keys; any other group appears under its own name.
+GROUP_SUFFIXES = {MATCHING: "", "denoising": "_dn", "encoder": "_enc"}
+
+
+class Criterion(nn.Module):
+    """Assigns targets to all predictions at once, and returns weighted losses under stable keys.
+
+    matcher: called as ``matcher([(logits, boxes), ...], targets)`` for the groups whose targets are not known by
+    construction. class_loss, bbox_loss, giou_loss: parts of :mod:`dinox.losses`, ``None`` leaves one out. weights: by
+    loss ("class", "bbox", "giou"). group_weights: exceptions, by group and loss.
+
+    Keys: ``loss_class`` for the last decoder layer, ``loss_class_0`` ... for the earlier ones, ``loss_class_enc`` for
+    the encoder's proposals, ``loss_class_dn``, ``loss_class_dn_0`` ... for denoising, ``_<group>`` for other groups;
+    the same for every batch and rank. All values are already multiplied by their weight.
+    """
+
+    def __init__(
+        self,
+        *,
+        matcher: Callable[[Sequence[tuple[Tensor, Tensor]], Targets], list[Tensor]],
+        class_loss: Loss | None,
+        bbox_loss: Loss | None,
+        giou_loss: Loss | None,
+        weights: Mapping[str, float],
+        group_weights: Mapping[str, Mapping[str, float]] | None = None,
+    ):
+        super().__init__()
+        self.matcher = matcher
+        parts = {"class": class_loss, "bbox": bbox_loss, "giou": giou_loss}
+        self.losses = {name: loss for name, loss in parts.items() if loss is not None}
+        self.weights = dict(weights)
+        self.group_weights = {group: dict(exceptions) for group, exceptions in (group_weights or {}).items()}
+        self._check_weights()
+
+    def forward(self, predictions: Sequence[PredictionSet], targets: Targets) -> dict[str, Tensor]:
+        """Returns {key: scalar}. Runs in float32 whatever the autocast dtype."""
+        with torch.autocast(targets.boxes.device.type, enabled=False):
+            predictions = [_in_float32(p) for p in predictions]
+            num_objects = self.count_objects(targets)
+            losses = {}
+            for group, target_index in zip(predictions, self.assign(predictions, targets), strict=True):
+                matched = MatchedPredictions.pair(group.logits, group.boxes, target_index, targets)
+                for name, loss in self.losses.items():
+                    values = self.weight(group.name, name) * loss(matched) / (num_objects * group.repeats)  # (A,)
+                    losses.update(_by_layer(f"loss_{name}{GROUP_SUFFIXES.get(group.name, '_' + group.name)}", values))
+        return losses
+
+    def assign(self, predictions: Sequence[PredictionSet], targets: Targets) -> list[Tensor]:
+        """target_index (A, B, N) of every group: known by construction, or from one call of the matcher."""
+        unknown = [p for p in predictions if p.target_index is None]
+        matched = iter(self.matcher([(p.logits, p.boxes) for p in unknown], targets) if unknown else ())
+        return [
+            next(matched) if p.target_index is None else p.target_index.expand(len(p.logits), -1, -1)
+            for p in predictions
+        ]
+
+    @staticmethod
+    def count_objects(targets: Targets) -> Tensor:
+        """Objects of the batch, averaged over ranks, at least 1: what every loss is divided by."""
+        return average_across_ranks(targets.valid.sum().to(targets.boxes)).clamp(min=1)
+
+    def weight(self, group: str, loss: str) -> float:
+        return self.group_weights.get(group, {}).get(loss, self.weights[loss])
+
+    def _check_weights(self) -> None:
+        missing = [name for name in self.losses if name not in self.weights]
+        named = set(self.weights).union(*self.group_weights.values())
+        unknown = sorted(named - {"class", "bbox", "giou"})
+        if missing or unknown:
+            raise ValueError(
+                f"loss weights are needed for exactly {sorted(self.losses)}: missing {missing}, unknown {unknown}"
+            )
+
+
+def _in_float32(predictions: PredictionSet) -> PredictionSet:
+    return PredictionSet(
+        predictions.name,
+        _at_least_float32(predictions.logits),
+        _at_least_float32(predictions.boxes),
+        predictions.target_index,
+        predictions.repeats,
+    )
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _by_layer(key: str, values: Tensor) -> dict[str, Tensor]:
+    """The last layer's value under ``key``, those of the earlier layers under ``key_0``, ``key_1``, ..."""
+    *earlier, last = values.unbind()
+    return {key: last, **{f"{key}_{layer}": value for layer, value in enumerate(earlier)}}

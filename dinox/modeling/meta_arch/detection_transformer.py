@@ -1,0 +1,227 @@
+"""The one detection transformer; every paper is a choice of its parts.
+
+Legend: B images, N queries, K classes, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dinox.structures import (
+    MATCHING,
+    FeaturePyramid,
+    Memory,
+    PredictionSet,
+    Proposals,
+    QueryContext,
+    RawPredictions,
+    Targets,
+)
+from dinox.structures.memory import valid_cells
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One prediction set per query group, in the decoder's order, and the encoder's proposals behind them."""
+
+    groups: dict[str, PredictionSet]
+    proposals: Proposals | None
+    padding_mask: Tensor | None  # (B, N) of the matching group
+
+    def for_losses(self) -> list[PredictionSet]:
+        if self.proposals is None:
+            return list(self.groups.values())
+        encoder = PredictionSet("encoder", self.proposals.logits[None], self.proposals.boxes[None])
+        return [*self.groups.values(), encoder]
+
+    def of_matching(self) -> RawPredictions:
+        matching, proposals = self.groups[MATCHING], self.proposals
+        return RawPredictions(
+            logits=matching.logits,
+            boxes=matching.boxes,
+            encoder_logits=None if proposals is None else proposals.logits,
+            encoder_boxes=None if proposals is None else proposals.boxes,
+            padding_mask=self.padding_mask,
+        )
+
+
+@META_ARCH_REGISTRY.register()
+class DetectionTransformer(nn.Module):
+    """features -> memory -> query groups -> decoder -> losses (training) or detections (inference).
+
+    Args:
+        backbone: a detectron2 ``Backbone`` whose maps all have ``embed_dim`` channels (see ``ChannelMapper``).
+        memory_builder: flattens the maps into a :class:`~dinox.structures.Memory`.
+        encoder: refines the memory.
+        query_selection: ranks the memory's tokens as proposals; None: queries are static.
+        query_groups: makes the query groups, "matching" among them.
+        decoder: refines the queries.
+        heads: classes and boxes of the decoder's states.
+        criterion: predictions and targets to losses; None: a model for inference only.
+        postprocess: raw predictions to ``Instances``.
+        num_classes, num_queries, embed_dim: the numbers that the parts of a config refer to.
+        pixel_mean, pixel_std: of the channels in ``input_format``, on 0..255.
+        vis_period: draw detections into the event storage every so many iterations of training; 0: never.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        memory_builder: nn.Module,
+        encoder: nn.Module,
+        query_selection: nn.Module | None,
+        query_groups: nn.Module,
+        decoder: nn.Module,
+        heads: nn.Module,
+        criterion: nn.Module | None,
+        postprocess: Callable[[RawPredictions, list[tuple[int, int]]], list[Instances]],
+        num_classes: int,
+        num_queries: int,
+        embed_dim: int,
+        pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
+        pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
+        input_format: str = "RGB",
+        vis_period: int = 0,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.memory_builder = memory_builder
+        self.encoder = encoder
+        self.query_selection = query_selection
+        self.query_groups = query_groups
+        self.decoder = decoder
+        self.heads = heads
+        self.criterion = criterion
+        self.postprocess = postprocess
+        self.num_classes, self.num_queries, self.embed_dim = num_classes, num_queries, embed_dim
+        self.input_format = input_format
+        self.vis_period = vis_period
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+        """detectron2's contract.
+
+        Args:
+            batched_inputs: dicts with ``image``, (3, H, W) in ``input_format`` order, 0..255; optionally ``height`` and
+                ``width`` of the output; ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of ``image``) and
+                ``gt_classes`` in training. Other keys are ignored.
+
+        Returns:
+            in training, a dict of weighted scalar losses; else a list of ``{"instances": Instances}`` with
+            ``pred_boxes``, ``scores``, ``pred_classes``.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        targets = self.prepare_targets(batched_inputs)
+        return self.criterion(self.predict(batched_inputs, targets).for_losses(), targets)
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> list[Any]:
+        """Detections; ``do_postprocess`` rescales them to ``height`` and ``width``, clips, and drops empty boxes."""
+        sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
+        detections = self.postprocess(self.raw_predictions(batched_inputs), sizes)
+        if not do_postprocess:
+            return detections
+        return [
+            {"instances": detector_postprocess(found, x.get("height", size[0]), x.get("width", size[1]))}
+            for found, x, size in zip(detections, batched_inputs, sizes, strict=True)
+        ]
+
+    def raw_predictions(self, batched_inputs: list[dict[str, Any]]) -> RawPredictions:
+        """Predictions of the matching group before post-processing, in the current mode; needs no ground truth."""
+        return self.predict(batched_inputs).of_matching()
+
+    def predict(self, batched_inputs: list[dict[str, Any]], targets: Targets | None = None) -> Predictions:
+        """Everything from images to the predictions of all groups; groups made from ground truth need ``targets``."""
+        memory = self.encode(self.preprocess_image(batched_inputs))
+        proposals = None if self.query_selection is None else self.query_selection(memory)
+        groups = self.query_groups(QueryContext(memory, proposals, targets))
+        decoded = self.decoder(groups, memory, self.heads.boxes)
+        logits = torch.stack([self.heads.logits(i, states) for i, states in enumerate(decoded.states)])
+        boxes = torch.stack(
+            [
+                self.heads.boxes(i, states, anchors)
+                for i, (states, anchors) in enumerate(zip(decoded.states, decoded.anchors, strict=True))
+            ]
+        )
+        sizes = [group.size for group in groups]
+        sets = {
+            group.name: PredictionSet(group.name, group_logits, group_boxes, group.target_index, group.repeats)
+            for group, group_logits, group_boxes in zip(
+                groups, logits.split(sizes, 2), boxes.split(sizes, 2), strict=True
+            )
+        }
+        padding_masks = {group.name: group.padding_mask for group in groups}
+        return Predictions(sets, proposals, padding_masks[MATCHING])
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
+        """Normalised images (3, H, W) on the model's device, not padded yet."""
+        return [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+
+    def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
+        names = [str(x.get("file_name", f"image {i} of the batch")) for i, x in enumerate(batched_inputs)]
+        missing = [name for name, x in zip(names, batched_inputs, strict=True) if "instances" not in x]
+        if missing:
+            raise ValueError(
+                f"training needs `instances` with gt_boxes and gt_classes in every input, missing for {missing[0]} "
+                f"({len(missing)} of {len(names)}); call model.eval() for inference"
+            )
+        instances = [x["instances"] for x in batched_inputs]
+        return Targets.from_instances(instances, num_classes=self.num_classes, names=names, device=self.device)
+
+    def encode(self, images: list[Tensor]) -> Memory:
+        """Images (3, H, W) of any sizes to the encoder's memory."""
+        pyramid = self._padded_pyramid(images) if self.training else self._unpadded_pyramid(images)
+        return self.encoder(self.memory_builder(pyramid))
+
+    def _padded_pyramid(self, images: list[Tensor]) -> FeaturePyramid:
+        """All images in one padded batch through the backbone, as in the papers' training."""
+        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        maps = list(self.backbone(torch.stack([_pad(image, height, width) for image in images])).values())
+        heights, widths = torch.tensor([image.shape[1:] for image in images]).unbind(1)
+        valid = [
+            torch.stack([valid_cells(heights, height, m.shape[2]), valid_cells(widths, width, m.shape[3])], dim=-1)
+            for m in maps
+        ]
+        return FeaturePyramid(maps, torch.stack(valid, dim=1))
+
+    def _unpadded_pyramid(self, images: list[Tensor]) -> FeaturePyramid:
+        """Every image through the backbone without padding (equal sizes together); the maps are padded afterwards.
+
+        Zero padding is not neutral to frozen-norm shifts and group norms, so that padded images would depend on their
+        batch.
+        """
+        maps: list[list[Tensor]] = [[] for _ in images]  # per image, L x (D, h, w)
+        by_size = sorted(range(len(images)), key=lambda i: images[i].shape)
+        for _, same_size in groupby(by_size, key=lambda i: images[i].shape):
+            indices = list(same_size)
+            batch = self.backbone(torch.stack([images[i] for i in indices])).values()
+            for row, i in enumerate(indices):
+                maps[i] = [m[row] for m in batch]
+        valid = torch.tensor([[m.shape[1:] for m in levels] for levels in maps])  # (B, L, 2)
+        heights_widths = valid.amax(0).tolist()
+        padded = [
+            torch.stack([_pad(levels[level], h, w) for levels in maps]) for level, (h, w) in enumerate(heights_widths)
+        ]
+        return FeaturePyramid(padded, valid)
+
+
+def _pad(image: Tensor, height: int, width: int) -> Tensor:
+    """Zeros to the right and below: (C, h, w) -> (C, height, width)."""
+    return F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))

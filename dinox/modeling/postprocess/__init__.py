@@ -1,0 +1,5 @@
+"""Post-processing: from raw predictions to detections."""
+
+from dinox.modeling.postprocess.top_k import TopKDetections
+
+__all__ = ["TopKDetections"]

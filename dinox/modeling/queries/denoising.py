@@ -1,0 +1,239 @@
+"""Denoising queries: noised ground truth that the decoder learns to restore (DN-DETR, section 4; DINO, section 3.3).
+
+A group's queries are laid out as G sub-groups x P halves x M slots: P = 1 for DN-DETR (positives only), P = 2 for the
+contrastive form (positives, then negatives); object j of an image sits at slot j of every half. Images with fewer
+objects leave padded slots at the end of each half: content 0, anchor in the middle of the image. Those attend and are
+trained as background like negatives, as in the authors' code.
+
+Legend: B images, C = G * P copies of the ground truth, M slots, D channels.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, Targets, inverse_sigmoid
+from dinox.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from dinox.utils.distributed import max_across_ranks
+
+logger = logging.getLogger(__name__)
+
+GROUP_NAME = "denoising"
+
+
+@dataclass(frozen=True)
+class DenoisingNoise:
+    """The random numbers of one step, one entry per noised object.
+
+    flip: (B, C, M) uniform in [0, 1), compared with the flip probability. new_labels: (B, C, M) classes to flip to.
+    sign: (B, C, M, 4) -1 or 1. magnitude: (B, C, M, 4) uniform in [0, 1).
+    """
+
+    flip: Tensor
+    new_labels: Tensor
+    sign: Tensor
+    magnitude: Tensor
+
+
+class LabelEmbedding(nn.Module):
+    """Class labels -> content queries.
+
+    ``unknown_class`` adds a row for "no known class", ``indicator`` a last channel that is 1 ("denoising query"); both
+    are DN-DETR's (section 4.2, figure 5), DINO has neither.
+    """
+
+    def __init__(self, *, num_classes: int, embed_dim: int, unknown_class: bool = False, indicator: bool = False):
+        super().__init__()
+        self.table = nn.Embedding(num_classes + int(unknown_class), embed_dim - int(indicator))
+        self.indicator = indicator
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """(...) int64 -> (..., D)."""
+        content = self.table(labels)
+        return nn.functional.pad(content, (0, 1), value=1.0) if self.indicator else content
+
+
+class CenterShiftAndScale:
+    """DN-DETR's box noise (section 4.2): the centre moves by up to ``center_shift`` half sizes, the size changes by up
+    to the share ``scale``. The four cxcywh numbers are clamped to [0, 1]; the box itself may stick out of the image.
+    """
+
+    halves = 1
+
+    def __init__(self, *, center_shift: float = 0.4, scale: float = 0.4):
+        _check_range("center_shift", center_shift, 0, 1)
+        _check_range("scale", scale, 0, 1)
+        self.center_shift, self.scale = center_shift, scale
+
+    def __call__(self, boxes: Tensor, noise: DenoisingNoise) -> Tensor:
+        """boxes: (B, 1, M, 4) normalised cxcywh -> (B, C, M, 4)."""
+        size = boxes[..., 2:]
+        reach = torch.cat([size * 0.5 * self.center_shift, size * self.scale], dim=-1)
+        return (boxes + noise.sign * noise.magnitude * reach).clamp(0, 1)
+
+
+class ContrastiveBoxNoise:
+    """DINO's box noise: every corner coordinate of a positive moves by up to ``lambda1`` half sizes, that of a negative
+    by ``lambda1`` to ``lambda2`` (section 3.3; 1.0 and 2.0 in appendix D.3). Corners are clamped to the image; the
+    corners of a negative may swap, which leaves a degenerate box, as in the authors' code.
+    """
+
+    halves = 2
+
+    def __init__(self, *, lambda1: float = 1.0, lambda2: float = 2.0):
+        if not 0 <= lambda1 <= lambda2:
+            raise ValueError(f"box noise needs 0 <= lambda1 <= lambda2, got lambda1 = {lambda1}, lambda2 = {lambda2}")
+        self.lambda1, self.lambda2 = lambda1, lambda2
+
+    def __call__(self, boxes: Tensor, noise: DenoisingNoise) -> Tensor:
+        """boxes: (B, 1, M, 4) normalised cxcywh -> (B, C, M, 4), positives and negatives alternating along C."""
+        reach = noise.magnitude * self.lambda1
+        reach[:, 1::2] = self.lambda1 + noise.magnitude[:, 1::2] * (self.lambda2 - self.lambda1)
+        half_size = boxes[..., 2:].repeat(1, 1, 1, 2) * 0.5
+        corners = cxcywh_to_xyxy(boxes) + noise.sign * reach * half_size
+        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(0, 1)
+
+
+class FixedGroups:
+    """Always the same number of sub-groups (DN-DETR: 5, with deformable encoder only: 10)."""
+
+    def __init__(self, *, num_groups: int = 5):
+        self.fewest = num_groups
+
+    def __call__(self, max_objects: int) -> int:
+        return self.fewest
+
+
+class DynamicGroups:
+    """As many sub-groups as ``num_queries`` positives allow, at least one (DINO, appendix D.1)."""
+
+    fewest = 1
+
+    def __init__(self, *, num_queries: int = 100):
+        self.num_queries = num_queries
+
+    def __call__(self, max_objects: int) -> int:
+        return max(1, self.num_queries // max(max_objects, 1))
+
+
+class DenoisingQueries(nn.Module):
+    """Makes the query group "denoising"; exists in training only.
+
+    label_embedding: labels -> content. box_noise: ``CenterShiftAndScale`` or ``ContrastiveBoxNoise``. groups:
+    ``FixedGroups`` or ``DynamicGroups``. flip_probability: of every label, to a class drawn uniformly (DN-DETR: gamma =
+    0.2; DINO's "label noise ratio" 0.5 is a probability of 0.25 in the released code). max_queries: hard cap of the
+    group; images with more objects than fit are subsampled, with one warning.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        label_embedding: nn.Module,
+        box_noise: CenterShiftAndScale | ContrastiveBoxNoise,
+        groups: FixedGroups | DynamicGroups,
+        flip_probability: float = 0.25,
+        max_queries: int = 400,
+    ):
+        super().__init__()
+        _check_range("flip_probability", flip_probability, 0, 1)
+        self.num_classes = num_classes
+        self.label_embedding = label_embedding
+        self.box_noise = box_noise
+        self.groups = groups
+        self.flip_probability = flip_probability
+        self.max_queries = max_queries
+        self.max_objects = max_queries // (groups.fewest * box_noise.halves)
+        if self.max_objects == 0:
+            raise ValueError(
+                f"max_queries = {max_queries} has no room for {groups.fewest} denoising groups of one object "
+                f"({box_noise.halves} queries each); raise max_queries or lower the number of groups"
+            )
+        self._warned = False
+
+    def forward(self, context: QueryContext) -> QueryGroup | None:
+        if context.targets is None:
+            return None
+        slots = max_across_ranks(context.targets.max_count)  # M, the same on all ranks, and so G
+        objects = self._fill_slots(context.targets, min(slots, self.max_objects), context.generator)
+        num_groups = self._count_groups(objects.shape[1])
+        noise = self.sample_noise(objects.shape, num_groups * self.box_noise.halves, context)
+        content, anchors = self._noised_queries(context.targets, objects, noise)
+        return QueryGroup(
+            GROUP_NAME,
+            content,
+            anchors,
+            sees=frozenset({MATCHING}),
+            subgroup_size=objects.shape[1] * self.box_noise.halves,
+            target_index=self._positive_targets(objects, num_groups),
+            repeats=num_groups,
+        )
+
+    def sample_noise(self, shape: tuple[int, int], copies: int, context: QueryContext) -> DenoisingNoise:
+        """shape: (B, M). The one place where this module draws random numbers; replace it to inject recorded ones."""
+        shape = (shape[0], copies, shape[1])
+        draw = {"generator": context.generator, "device": context.memory.tokens.device}
+        return DenoisingNoise(
+            flip=torch.rand(shape, **draw),
+            new_labels=torch.randint(self.num_classes, shape, **draw),
+            sign=torch.randint(2, (*shape, 4), **draw) * 2.0 - 1.0,
+            magnitude=torch.rand((*shape, 4), **draw),
+        )
+
+    def _fill_slots(self, targets: Targets, slots: int, generator: torch.Generator | None) -> Tensor:
+        """(B, M) int64: which object of the image sits in each slot, -1 = padded slot."""
+        device, width = targets.valid.device, targets.valid.shape[1]
+        slot = torch.arange(slots, device=device)
+        if targets.max_count > self.max_objects:
+            self._warn_once(targets.max_count)
+            keys = torch.rand(targets.valid.shape, generator=generator, device=device)
+            shuffled = keys.masked_fill(~targets.valid, 2.0).argsort(dim=1)  # a random order, real objects first
+            order = shuffled[:, :slots].sort(dim=1).values
+            slot = slot[: order.shape[1]]
+        else:
+            order = slot.clamp(max=width - 1).expand(len(targets.counts), -1)
+        filled = targets.valid.gather(1, order) & (slot < width)
+        return torch.where(filled, order, BACKGROUND)
+
+    def _count_groups(self, slots: int) -> int:
+        """Sub-groups for M slots; no more than the cap allows."""
+        most = self.max_queries // max(slots * self.box_noise.halves, 1)
+        return max(self.groups.fewest, min(self.groups(slots), most))
+
+    def _noised_queries(self, targets: Targets, objects: Tensor, noise: DenoisingNoise) -> tuple[Tensor, Tensor]:
+        """Content (B, C * M, D) and anchors (B, C * M, 4)."""
+        filled = (objects != BACKGROUND)[:, None, :, None]  # (B, 1, M, 1)
+        images = torch.arange(len(objects), device=objects.device)[:, None]
+        index = objects.clamp(min=0)
+        labels = targets.labels[images, index][:, None]  # (B, 1, M)
+        labels = torch.where(noise.flip < self.flip_probability, noise.new_labels, labels)  # (B, C, M)
+        content = torch.where(filled, self.label_embedding(labels), 0.0)
+        noised = self.box_noise(targets.boxes[images, index][:, None], noise)
+        # Through logits and back: anchors saturate where the authors' do, and a padded slot (logit 0) is the centre.
+        anchors = torch.where(filled, inverse_sigmoid(noised), 0.0).sigmoid()
+        return content.flatten(1, 2), anchors.flatten(1, 2)
+
+    def _positive_targets(self, objects: Tensor, num_groups: int) -> Tensor:
+        """(B, C * M) target of every query: its object for positives, background for negatives and padded slots."""
+        halves = [objects] + [torch.full_like(objects, BACKGROUND)] * (self.box_noise.halves - 1)
+        return torch.cat(halves * num_groups, dim=1)
+
+    def _warn_once(self, max_objects: int) -> None:
+        if not self._warned:
+            logger.warning(
+                "an image has %d objects, but %d denoising queries have room for %d: denoising uses a random choice of "
+                "them (matching uses all). Raise max_queries of the denoising group to change that. Said once.",
+                max_objects,
+                self.max_queries,
+                self.max_objects,
+            )
+            self._warned = True
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")

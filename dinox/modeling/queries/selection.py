@@ -1,0 +1,80 @@
+"""Query selection: the encoder's best tokens become object proposals (Deformable DETR's "two-stage"; DINO, 3.4).
+
+Legend: B images, S memory tokens, N proposals, D channels, K classes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dinox.layers import make_box_head, make_class_head, xavier_init
+from dinox.structures import Memory, Proposals
+
+BASE_SIZE = 0.05  # side of a proposal of level 0, as a share of the image; doubles from level to level
+BORDER = 0.01  # proposals closer than this to 0 or 1 in any coordinate are rejected
+
+
+def proposal_logits(memory: Memory) -> tuple[Tensor, Tensor]:
+    """One anchor box per token, at its cell and with its level's size, in logit space.
+
+    Returns (B, S, 4), +inf for rejected tokens (padding, and boxes at the border), and (B, S) bool, True = kept.
+    """
+    size = BASE_SIZE * 2.0**memory.token_levels  # (S,)
+    wide = size[None, :, None].expand(*memory.cell_centers.shape)
+    boxes = torch.cat([memory.cell_centers, wide], dim=-1)  # (B, S, 4)
+    kept = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(-1) & ~memory.padding_mask
+    return torch.log(boxes / (1 - boxes)).masked_fill(~kept[..., None], torch.inf), kept
+
+
+class QuerySelection(nn.Module):
+    """Scores all tokens with the encoder's own heads and keeps the ``num_proposals`` best of every image.
+
+    Rejected tokens are scored too, with zeroed memory: they share one constant score and can be selected where tokens
+    are few, as in the authors' code. In evaluation padding is never selected: images with fewer tokens than the batch
+    selects get padded queries, so that an image's detections do not depend on its batch.
+    """
+
+    def __init__(self, *, embed_dim: int, num_classes: int, num_proposals: int):
+        super().__init__()
+        self.num_proposals = num_proposals
+        self.projection = nn.Linear(embed_dim, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim)
+        self.class_head = make_class_head(embed_dim=embed_dim, num_classes=num_classes)
+        self.box_head = make_box_head(embed_dim=embed_dim)
+        xavier_init(self.projection)
+
+    def forward(self, memory: Memory) -> Proposals:
+        anchors, kept = proposal_logits(memory)
+        tokens = memory.tokens * kept[..., None]  # (B, S, D)
+        selected = self._best_tokens(tokens, memory)  # (B, N)
+        # Heads run again on the selected tokens alone: nothing of the others has to be kept for the backward pass.
+        features = self.norm(self.projection(_gather(tokens, selected)))  # (B, N, D)
+        offsets = self.box_head(features)
+        with torch.autocast(tokens.device.type, enabled=False):
+            boxes = (offsets.to(anchors.dtype) + _gather(anchors, selected)).sigmoid()
+        return Proposals(
+            features=features.detach(),
+            anchors=boxes.detach(),
+            logits=self.class_head(features),
+            boxes=boxes,
+            padding_mask=self._padding_mask(memory, selected),
+        )
+
+    @torch.no_grad()
+    def _best_tokens(self, tokens: Tensor, memory: Memory) -> Tensor:
+        """(B, N) indices of the tokens with the highest class logit, in descending order."""
+        scores = self.class_head(self.norm(self.projection(tokens))).amax(-1).float()  # (B, S)
+        count = scores.shape[1]
+        if not self.training:
+            scores = scores.masked_fill(memory.padding_mask, -torch.inf)
+            count = max(memory.token_counts)
+        return scores.topk(min(self.num_proposals, count), dim=1).indices
+
+    def _padding_mask(self, memory: Memory, selected: Tensor) -> Tensor | None:
+        if self.training or min(memory.token_counts) >= selected.shape[1]:
+            return None
+        return memory.padding_mask.gather(1, selected)
+
+
+def _gather(values: Tensor, index: Tensor) -> Tensor:
+    """(B, S, C) at (B, N) -> (B, N, C)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

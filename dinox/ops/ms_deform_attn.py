@@ -1,0 +1,153 @@
+"""Multi-scale deformable attention, the operator (Deformable DETR, arXiv 2010.04159, equation 3).
+
+`ms_deform_attn` is the public function. Below it, `torch.ops.dinox.ms_deform_attn` is registered once for all backends:
+fake kernels (torch.compile, torch.export), autograd, an autocast rule, and the reference for devices without a compiled
+kernel.
+
+Legend: B images, S memory tokens of all levels, H heads, C channels per head, Q queries, L levels, P points per level.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dinox.ops import library
+from dinox.ops.reference import accumulation_dtype, ms_deform_attn_reference, ms_deform_attn_reference_backward
+
+_VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: Tensor | Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Samples value at P locations in each of L levels for each query and head, and sums the samples by their weights.
+
+    Args:
+        value: (B, S, H, C), the L levels flattened row by row and concatenated; float32, float64, float16 or bfloat16.
+        spatial_shapes: (L, 2), the (height, width) of each level: an int64 tensor on the CPU or a sequence of pairs, so
+            that no call waits for a device.
+        sampling_locations: (B, Q, H, L, P, 2), (x, y) in [0, 1] of each level, pixel centres at (column + 0.5) / width.
+            Pixels outside of a level are zeros; NaN and infinite locations contribute nothing. float32 at least: lower
+            precision is converted, but has already lost the places between pixels of large levels.
+        attention_weights: (B, Q, H, L, P), any numbers (attention modules pass a softmax over L * P); likewise.
+
+    Returns:
+        (B, Q, H * C) in value's dtype; sums are formed in float32 (float64 for float64 values).
+    """
+    spatial_shapes = _as_shapes_tensor(spatial_shapes)
+    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    precise = accumulation_dtype(value)
+    return torch.ops.dinox.ms_deform_attn(
+        value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
+    )
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def _as_shapes_tensor(spatial_shapes: Tensor | Sequence[tuple[int, int]]) -> Tensor:
+    if isinstance(spatial_shapes, Tensor):
+        return spatial_shapes
+    if not all(isinstance(size, (tuple, list)) and len(size) == 2 for size in spatial_shapes):
+        raise _error("spatial_shapes", "a sequence of (height, width)", spatial_shapes)
+    flat = [side for size in spatial_shapes for side in size]
+    return torch.tensor(flat, dtype=torch.int64, device="cpu").view(-1, 2)
+
+
+def _check(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> None:
+    """All that can be told without reading tensors; the backends check that sizes add up to the tokens of value."""
+    if value.dim() != 4:
+        raise _error("value", "4 dimensions (B, S, H, C)", tuple(value.shape))
+    if value.dtype not in _VALUE_DTYPES:
+        raise _error("value", "float32, float64, float16 or bfloat16", value.dtype)
+    if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] == 0:
+        raise _error("spatial_shapes", "shape (L, 2) with at least one level", tuple(spatial_shapes.shape))
+    if spatial_shapes.dtype != torch.int64 or spatial_shapes.device.type != "cpu":
+        got = f"{spatial_shapes.dtype} on {spatial_shapes.device}"
+        raise _error("spatial_shapes", "an int64 tensor on the CPU or a sequence of (height, width)", got)
+    if sampling_locations.dim() != 6:
+        raise _error("sampling_locations", "6 dimensions (B, Q, H, L, P, 2)", tuple(sampling_locations.shape))
+
+    batch, _, heads, _ = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    weights_shape = (batch, queries, heads, spatial_shapes.shape[0], points)
+    if tuple(sampling_locations.shape) != (*weights_shape, 2):
+        expected = f"shape (B, Q, H, L, P, 2) = {(*weights_shape, 2)}"
+        raise _error("sampling_locations", expected, tuple(sampling_locations.shape))
+    if tuple(attention_weights.shape) != weights_shape:
+        raise _error("attention_weights", f"shape (B, Q, H, L, P) = {weights_shape}", tuple(attention_weights.shape))
+    for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
+        if not tensor.is_floating_point():
+            raise _error(name, "a floating point dtype", tensor.dtype)
+        if tensor.device != value.device:
+            raise _error(name, f"device {value.device} (that of value)", tensor.device)
+
+
+def _error(argument: str, expected: str, got: Any) -> ValueError:
+    return ValueError(f"ms_deform_attn: {argument}: expected {expected}, got {got}")
+
+
+# ---------------------------------------------------------------- registration
+
+
+def _reference(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    library.log_reference(value.device.type)
+    return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def _fake(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    batch, _, heads, channels = value.shape
+    return value.new_empty((batch, sampling_locations.shape[1], heads * channels))
+
+
+def _fake_backward(
+    grad_output: Tensor, value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, sampling_locations, attention_weights))
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    grad_value, grad_locations, grad_weights = torch.ops.dinox.ms_deform_attn_backward(grad_output, *ctx.saved_tensors)
+    return grad_value, None, grad_locations, grad_weights
+
+
+def _double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("ms_deform_attn: gradients of gradients (create_graph=True) are not implemented")
+
+
+def _autocast(
+    device_type: str, value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Values keep the dtype that the layers before gave them; locations and weights are never below float32."""
+    precise = accumulation_dtype(value)
+    with torch.autocast(device_type, enabled=False):
+        return torch.ops.dinox.ms_deform_attn(
+            value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
+        )
+
+
+def _register() -> torch.library.Library:
+    operators = library.operators()
+    # Every device without a kernel of its own, the extension's devices excepted.
+    operators.impl("ms_deform_attn", _reference, "CompositeExplicitAutograd")
+    operators.impl("ms_deform_attn_backward", ms_deform_attn_reference_backward, "CompositeExplicitAutograd")
+    torch.library.register_fake("dinox::ms_deform_attn", _fake, lib=operators)
+    torch.library.register_fake("dinox::ms_deform_attn_backward", _fake_backward, lib=operators)
+    torch.library.register_autograd("dinox::ms_deform_attn", _backward, setup_context=_save_inputs, lib=operators)
+    torch.library.register_autograd("dinox::ms_deform_attn_backward", _double_backward, lib=operators)
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        operators.impl("ms_deform_attn", functools.partial(_autocast, device_type), key)
+    return operators
+
+
+_register()

@@ -1,0 +1,33 @@
+"""Data that the parts of the model exchange."""
+
+from dinox.structures.boxes import (
+    box_iou,
+    cxcywh_to_xyxy,
+    generalized_box_iou,
+    inverse_sigmoid,
+    xyxy_to_cxcywh,
+)
+from dinox.structures.memory import FeaturePyramid, Memory
+from dinox.structures.predictions import BACKGROUND, MatchedPredictions, PredictionSet, RawPredictions
+from dinox.structures.queries import MATCHING, Proposals, QueryContext, QueryGroup, build_attention_mask
+from dinox.structures.targets import Targets
+
+__all__ = [
+    "BACKGROUND",
+    "MATCHING",
+    "FeaturePyramid",
+    "MatchedPredictions",
+    "Memory",
+    "PredictionSet",
+    "Proposals",
+    "QueryContext",
+    "QueryGroup",
+    "RawPredictions",
+    "Targets",
+    "box_iou",
+    "build_attention_mask",
+    "cxcywh_to_xyxy",
+    "generalized_box_iou",
+    "inverse_sigmoid",
+    "xyxy_to_cxcywh",
+]

@@ -1,0 +1,64 @@
+"""Box conversions and pairwise geometry.
+
+Two formats exist in dinox, and only this file converts between them:
+
+* ``cxcywh``: centre x, centre y, width, height, normalised to [0, 1] by the image's own (unpadded) size. Models,
+  losses, costs and anchor boxes use it.
+* ``xyxy``: two corners; absolute pixels at the door (detectron2's ``Boxes``), or normalised inside a function.
+"""
+
+import torch
+from torch import Tensor
+
+INVERSE_SIGMOID_EPS = 1e-3  # detrex and the official DINO; logits saturate at +-6.9078
+_DIVISION_EPS = 1e-6  # in the denominators of IoU and GIoU, as the authors' code
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) cxcywh -> (..., 4) xyxy, same unit."""
+    cx, cy, w, h = boxes.unbind(-1)
+    return torch.stack([cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> (..., 4) cxcywh, same unit. A box with x2 < x1 gets a negative width."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], dim=-1)
+
+
+def image_size_as_box(image_size: tuple[int, int], like: Tensor) -> Tensor:
+    """(height, width) -> tensor [width, height, width, height], the factor between normalised and absolute boxes."""
+    height, width = image_size
+    return torch.tensor([width, height, width, height], dtype=like.dtype, device=like.device)
+
+
+def inverse_sigmoid(x: Tensor, eps: float = INVERSE_SIGMOID_EPS) -> Tensor:
+    """Logit of ``x`` in [0, 1], finite everywhere: both ``x`` and ``1 - x`` are kept at or above ``eps``."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> (...) area."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and union of xyxy boxes, broadcasting: (..., 4) and (..., 4) -> (...), (...).
+
+    Pairwise matrices come from ``box_iou(a[:, None], b[None])``.
+    """
+    top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(-1)
+    union = box_area(boxes1) + box_area(boxes2) - overlap
+    return overlap / (union + _DIVISION_EPS), union
+
+
+def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Generalised IoU in (-1, 1] of xyxy boxes, broadcasting as :func:`box_iou`."""
+    iou, union = box_iou(boxes1, boxes2)
+    top_left = torch.minimum(boxes1[..., :2], boxes2[..., :2])
+    bottom_right = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
+    enclosing = (bottom_right - top_left).clamp(min=0).prod(-1)
+    return iou - (enclosing - union) / (enclosing + _DIVISION_EPS)

@@ -1,0 +1,114 @@
+"""Named query groups: the decoder's queries, who may see them, and how their targets are known.
+
+Legend: B images, N queries of a group, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dinox.structures.memory import Memory
+from dinox.structures.targets import Targets
+
+MATCHING = "matching"  # the group whose predictions are the detections
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """One set of queries with its rules.
+
+    name: "matching", "denoising", ...; loss keys and weights derive from it.
+    content: (B, N, D) content queries.
+    anchors: (B, N, 4) anchor boxes, normalised cxcywh (or (B, N, 2) anchor points); None with explicit ``positions``.
+    positions: (B, N, D) positional queries where they do not come from anchors.
+    sees: names of the *other* groups whose queries this group may attend to.
+    subgroup_size: queries attend only within consecutive blocks of this size of their own group; None: all of it.
+    padding_mask: (B, N) bool, True = no query at all (nobody attends to it, it predicts nothing); None: none is.
+    target_index: (B, N) int64, the target known by construction of every query, -1 = background; None: ask a matcher.
+    repeats: predictions per object that are trained to be positive, the loss normaliser counts objects that often.
+    """
+
+    name: str
+    content: Tensor
+    anchors: Tensor | None = None
+    positions: Tensor | None = None
+    sees: frozenset[str] = field(default_factory=frozenset)
+    subgroup_size: int | None = None
+    padding_mask: Tensor | None = None
+    target_index: Tensor | None = None
+    repeats: int = 1
+
+    @property
+    def size(self) -> int:
+        return self.content.shape[1]
+
+    def subgroup_ids(self, device: torch.device) -> Tensor:
+        """(N,) which sub-group every query belongs to."""
+        slots = torch.arange(self.size, device=device)
+        return slots * 0 if self.subgroup_size is None else slots // max(self.subgroup_size, 1)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The best-scoring memory tokens of every image as object proposals, in descending order of score.
+
+    features: (B, N, D), detached. anchors: (B, N, 4) normalised cxcywh, detached. logits: (B, N, K) and boxes:
+    (B, N, 4), the same proposals with gradient, for the encoder's loss. padding_mask: (B, N) bool or None.
+    """
+
+    features: Tensor
+    anchors: Tensor
+    logits: Tensor
+    boxes: Tensor
+    padding_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class QueryContext:
+    """All that the maker of a query group may look at.
+
+    proposals: None without query selection. targets: None at inference. generator: of all randomness; None: torch's
+    default one.
+    """
+
+    memory: Memory
+    proposals: Proposals | None = None
+    targets: Targets | None = None
+    generator: torch.Generator | None = None
+
+
+def build_attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:
+    """The decoder's self-attention mask from the groups' sizes and rules: True = blocked.
+
+    Returns (N, N) for the groups' queries in order, (B, N, N) where some image has padded queries, and None when
+    everybody sees everybody. A padded query still sees itself, so that no row is blocked whole (its softmax would
+    be NaN).
+    """
+    device = groups[0].content.device
+    rows = []
+    for viewer in groups:
+        blocks = []
+        for seen in groups:
+            if seen is viewer:
+                ids = viewer.subgroup_ids(device)
+                blocks.append(ids[:, None] != ids[None])
+            else:
+                blocks.append(torch.full((viewer.size, seen.size), seen.name not in viewer.sees, device=device))
+        rows.append(torch.cat(blocks, dim=1))
+    blocked = torch.cat(rows, dim=0)  # (N, N)
+    if all(g.padding_mask is None for g in groups):
+        needs_mask = any(g.subgroup_size is not None for g in groups) or len(groups) > 1
+        return blocked if needs_mask else None
+    padded = torch.cat([_padding_mask(g) for g in groups], dim=1)  # (B, N)
+    own_slot = torch.eye(padded.shape[1], dtype=torch.bool, device=device)
+    return (blocked | padded[:, None]) & ~own_slot
+
+
+def _padding_mask(group: QueryGroup) -> Tensor:
+    if group.padding_mask is not None:
+        return group.padding_mask
+    return torch.zeros(group.content.shape[:2], dtype=torch.bool, device=group.content.device)

@@ -1,0 +1,1 @@
+"""Small helpers that every other part of dinox may import."""

@@ -1,0 +1,11 @@
+"""DINO with the denoising of DN-DETR instead of the contrastive one: row 5 of the paper's table 4, tables 6 and 7."""
+
+from detectron2.config import LazyCall as L
+
+from dinox.modeling import CenterShiftAndScale
+
+from .dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+model.query_groups.denoising.box_noise = L(CenterShiftAndScale)(center_shift=0.4, scale=0.4)
+
+train.output_dir = "./output/dino_ablation_dn"

@@ -1,0 +1,8 @@
+"""DINO, ResNet-50, 4 scales, 24 epochs."""
+
+from .dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+schedule.epochs = 24
+schedule.drop_epochs = [20]
+
+train.output_dir = "./output/dino_r50_4scale_24ep"

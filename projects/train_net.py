@@ -1,0 +1,25 @@
+#!/usr/bin/env python3
+"""Train or evaluate any config, as detectron2 users expect it. ``dinox train`` and ``dinox eval`` do the same.
+
+projects/train_net.py --config-file FILE [--eval-only] [--resume] [--num-gpus N] [--json FILE] [key=value ...]
+"""
+
+import sys
+from collections.abc import Sequence
+
+from detectron2.engine import default_argument_parser
+
+from dinox.cli.arguments import add_common_arguments, run_options
+from dinox.cli.running import start
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = default_argument_parser(epilog=__doc__)
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    args.overrides = args.opts
+    return start(run_options(args, eval_only=args.eval_only))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Names of configs, and models by name."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from dinox import model_zoo
+from dinox.config import ConfigError, files
+
+NAME = "dino/dino_r50_4scale_12ep"
+
+PARTS = """
+from detectron2.config import LazyCall as L
+from torch.nn import Linear
+
+model = L(Linear)(in_features=1, out_features=2)
+"""
+
+CONFIG = """
+from ....configs.common.parts import model
+
+train = dict(init_checkpoint="")
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch) -> Path:
+    """A zoo of its own, of one config."""
+    for file, content in (("configs/common/parts.py", PARTS), ("projects/line/configs/line_small.py", CONFIG)):
+        path = tmp_path / file
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    monkeypatch.setattr(files, "_PACKAGED_COPY", tmp_path)
+    return tmp_path
+
+
+def test_all_configs_are_listed():
+    names = model_zoo.list_configs()
+    assert NAME in names and names == sorted(names)
+
+
+@pytest.mark.parametrize("name", [NAME, NAME + ".py", "projects/dino/configs/dino_r50_4scale_12ep.py"])
+def test_config_file_of_a_name(name):
+    file = Path(model_zoo.get_config_file(name))
+    assert file.is_file() and file.parts[-4:] == ("projects", "dino", "configs", "dino_r50_4scale_12ep.py")
+
+
+def test_common_configs_have_names_too():
+    cfg = model_zoo.get_config("common/data/coco_detr.py")
+    assert cfg.dataloader.train.dataset.names == "coco_2017_train"
+
+
+def test_config_of_a_name_is_not_instantiated():
+    cfg = model_zoo.get_config(NAME)
+    assert isinstance(cfg, DictConfig) and "_target_" in cfg.model
+
+
+@pytest.mark.parametrize("name", ["dino/dino_r50_4scale_12eps", "dinno/dino_r50_4scale_12ep.py"])
+def test_unknown_name_is_refused_with_the_nearest(name):
+    with pytest.raises(ConfigError, match=rf"No config '{name}' in the model zoo. Did you mean .*'{NAME}'"):
+        model_zoo.get_config(name)
+
+
+@pytest.mark.parametrize("name", ["dino/../../setup", "/etc/passwd", "dino"])
+def test_names_lead_nowhere_else(name):
+    with pytest.raises(ConfigError, match="No config"):
+        model_zoo.get_config_file(name)
+
+
+def test_packaged_copy_comes_before_the_checkout(root):
+    assert model_zoo.list_configs() == ["line/line_small"]
+    assert Path(model_zoo.get_config_file("line/line_small")).is_relative_to(root)
+
+
+def test_incomplete_installation_is_named(root, monkeypatch):
+    shutil.rmtree(root / "projects")
+    monkeypatch.setattr(files, "_CHECKOUT", root)
+    with pytest.raises(
+        ConfigError, match=rf"expected the folders 'configs' and 'projects' in {root}.*install it again"
+    ):
+        model_zoo.list_configs()
+
+
+def test_model_of_a_name(root):
+    model = model_zoo.get("line/line_small", device="cpu")
+    assert model.weight.shape == (2, 1) and model.training
+
+
+def test_trained_weights_that_are_not_published_are_an_error(root):
+    with pytest.raises(ConfigError, match=r"No trained weights are published for 'line/line_small'.*trained=False"):
+        model_zoo.get("line/line_small", trained=True)
+
+
+def test_trained_weights_are_put_into_the_config(root, monkeypatch):
+    monkeypatch.setattr(model_zoo.zoo, "_CHECKPOINT_URLS", {"line/line_small": "https://example.com/model.pth"})
+    cfg = model_zoo.get_config("line/line_small.py", trained=True)
+    assert cfg.train.init_checkpoint == "https://example.com/model.pth"

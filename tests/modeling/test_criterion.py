@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from dinox.losses import FocalLoss, GIoULoss, L1Loss
+from dinox.matching import FocalCost, GIoUCost, HungarianMatcher, L1Cost
+from dinox.modeling import Criterion
+from dinox.structures import PredictionSet, Targets
+
+WEIGHTS = {"class": 1.0, "bbox": 5.0, "giou": 2.0}
+
+
+def make_criterion(**options) -> Criterion:
+    parts = {"class_loss": FocalLoss(), "bbox_loss": L1Loss(), "giou_loss": GIoULoss(), "weights": WEIGHTS}
+    matcher = HungarianMatcher(class_cost=FocalCost(), bbox_cost=L1Cost(), giou_cost=GIoUCost())
+    return Criterion(matcher=matcher, **{**parts, **options})
+
+
+def make_set(name: str = "matching", layers: int = 2, **rules) -> PredictionSet:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(layers, 2, 6, 3, generator=generator)
+    return PredictionSet(name, logits, torch.rand(layers, 2, 6, 4, generator=generator) * 0.5 + 0.2, **rules)
+
+
+def make_targets(*counts: int) -> Targets:
+    generator = torch.Generator().manual_seed(1)
+    labels = [torch.randint(3, (n,), generator=generator) for n in counts]
+    return Targets.from_lists(labels, [torch.rand(n, 4, generator=generator) * 0.5 + 0.2 for n in counts])
+
+
+def test_keys_derive_from_groups_and_layers():
+    sets = [
+        make_set("denoising", target_index=torch.full((2, 6), -1)),
+        make_set(),
+        make_set("encoder", 1),
+        make_set("one_to_many", 1),
+    ]
+    keys = set(make_criterion()(sets, make_targets(1, 2)))
+    suffixes = ["", "_0", "_dn", "_dn_0", "_enc", "_one_to_many"]
+    assert keys == {f"loss_{kind}{suffix}" for kind in WEIGHTS for suffix in suffixes}
+
+
+def test_perfect_boxes_cost_nothing():
+    targets = make_targets(2, 1)
+    boxes = torch.full((1, 2, 6, 4), 0.5)
+    boxes[:, :, :2] = targets.boxes
+    index = torch.tensor([[0, 1, -1, -1, -1, -1], [0, -1, -1, -1, -1, -1]])
+    losses = make_criterion()([PredictionSet("known", torch.zeros(1, 2, 6, 3), boxes, index)], targets)
+    assert losses["loss_bbox_known"] == 0
+    assert losses["loss_giou_known"].abs() < 1e-4  # the 1e-6 in the denominators
+
+
+def test_losses_are_divided_by_objects_times_repeats():
+    index = torch.tensor([[0, 1, -1, -1, -1, -1], [0, -1, -1, -1, -1, -1]])
+    once = make_criterion()([make_set("known", target_index=index)], make_targets(2, 1))
+    thrice = make_criterion()([make_set("known", target_index=index, repeats=3)], make_targets(2, 1))
+    for key, value in once.items():
+        torch.testing.assert_close(thrice[key] * 3, value)
+
+
+def test_weights_belong_to_group_and_loss():
+    index = torch.full((2, 6), -1)
+    plain = make_criterion()([make_set(), make_set("denoising", target_index=index)], make_targets(1, 2))
+    criterion = make_criterion(weights={**WEIGHTS, "class": 6.0}, group_weights={"denoising": {"class": 1.0}})
+    weighted = criterion([make_set(), make_set("denoising", target_index=index)], make_targets(1, 2))
+    torch.testing.assert_close(weighted["loss_class"], 6 * plain["loss_class"])
+    torch.testing.assert_close(weighted["loss_class_dn"], plain["loss_class_dn"])
+    torch.testing.assert_close(weighted["loss_bbox"], plain["loss_bbox"])
+
+
+def test_an_empty_batch_has_class_loss_only():
+    losses = make_criterion()([make_set()], make_targets(0, 0))
+    assert losses["loss_class"] > 0
+    assert losses["loss_bbox"] == 0 and losses["loss_giou"] == 0
+
+
+def test_a_loss_can_be_left_out():
+    assert "loss_giou" not in make_criterion(giou_loss=None)([make_set()], make_targets(1, 1))
+
+
+def test_misspelt_and_missing_weights_are_errors():
+    with pytest.raises(ValueError, match=r"missing \['giou'\], unknown \['iou'\]"):
+        make_criterion(weights={"class": 1.0, "bbox": 5.0, "iou": 2.0})
+    with pytest.raises(ValueError, match=r"unknown \['clas'\]"):
+        make_criterion(group_weights={"denoising": {"clas": 1.0}})

@@ -1,0 +1,182 @@
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import Boxes
+
+from dinox.modeling import DetectionTransformer
+
+from ..small_models import assert_trains_one_step, build_small, loss_keys, make_input
+
+STATIC = "dino/ablation_static_queries"
+PURE = "dino/ablation_pure_selection"
+MIXED = "dino/dino_r50_4scale_12ep"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_small()
+
+
+def test_the_meta_architecture_is_registered_with_detectron2():
+    assert META_ARCH_REGISTRY.get("DetectionTransformer") is DetectionTransformer
+
+
+EDGE_CASES = {
+    "one object": [(64, 96, 1)],
+    "some images empty": [(64, 96, 3), (96, 64, 0)],
+    "all images empty": [(64, 96, 0), (96, 64, 0)],
+    "300 objects, more than queries": [(64, 96, 300)],
+    "fewer tokens than queries": [(24, 24, 2)],
+    "levels of one cell": [(9, 9, 2), (8, 8, 0)],
+}
+
+
+@pytest.mark.parametrize("config", [STATIC, PURE, MIXED])
+@pytest.mark.parametrize("name", EDGE_CASES)
+def test_every_batch_gives_finite_losses_under_the_same_keys_and_gradients_everywhere(config, name):
+    inputs = [make_input(h, w, n, seed=i) for i, (h, w, n) in enumerate(EDGE_CASES[name])]
+    model = build_small(config)
+    losses = assert_trains_one_step(model, inputs)
+    assert set(losses) == loss_keys(encoder=config != STATIC)
+    model.eval()
+    for detections, x in zip(model(inputs), inputs, strict=True):
+        found = detections["instances"]
+        assert torch.isfinite(found.pred_boxes.tensor).all() and torch.isfinite(found.scores).all()
+        assert found.image_size == (x["height"], x["width"])
+
+
+def test_denoising_queries_are_invisible_to_matching_queries():
+    """Other ground truth (as many objects) must leave the matching predictions as they are, bit for bit."""
+    model = build_small()
+    inputs = [make_input(64, 96, 3, seed=0), make_input(80, 64, 2, seed=1)]
+
+    def matching_predictions():
+        torch.manual_seed(7)
+        return model.predict(inputs, model.prepare_targets(inputs))
+
+    before = matching_predictions()
+    for x in inputs:
+        x["instances"].gt_boxes = Boxes(x["instances"].gt_boxes.tensor * 0.5)
+        x["instances"].gt_classes = (x["instances"].gt_classes + 1) % 80
+    after = matching_predictions()
+    assert not torch.equal(before.groups["denoising"].logits, after.groups["denoising"].logits)
+    assert torch.equal(before.of_matching().logits, after.of_matching().logits)
+    assert torch.equal(before.of_matching().boxes, after.of_matching().boxes)
+
+
+def test_denoising_groups_are_invisible_to_each_other():
+    model = build_small()
+    inputs = [make_input(64, 96, 3)]
+    denoising = model.query_groups["denoising"]
+    sample_noise = denoising.sample_noise
+
+    def noise_of_last_group_changed(*args):
+        noise = sample_noise(*args)
+        noise.magnitude[:, -2:] *= 0.5
+        return noise
+
+    torch.manual_seed(7)
+    before = model.predict(inputs, model.prepare_targets(inputs)).groups["denoising"]
+    denoising.sample_noise = noise_of_last_group_changed
+    torch.manual_seed(7)
+    after = model.predict(inputs, model.prepare_targets(inputs)).groups["denoising"]
+    last_group = 2 * 3  # positives and negatives of three objects
+    assert torch.equal(before.boxes[:, :, :-last_group], after.boxes[:, :, :-last_group])
+    assert not torch.equal(before.boxes[:, :, -last_group:], after.boxes[:, :, -last_group:])
+
+
+@pytest.mark.parametrize("config", [STATIC, PURE, MIXED])
+def test_detections_do_not_depend_on_the_batch(config):
+    """1e-4 absolute on scores and on boxes in pixels; only the order of summation differs."""
+    model = build_small(config).eval()
+    inputs = [make_input(64, 96, 2, seed=0), make_input(96, 64, 2, seed=1), make_input(16, 24, 2, seed=2)]
+    assert model.num_queries > 2 * 3 + 1 + 1 + 1  # the last image has fewer tokens than the batch selects
+    together = model(inputs)
+    for x, batched in zip(inputs, together, strict=True):
+        alone, batched = model([x])[0]["instances"], batched["instances"]
+        assert len(alone) == len(batched)
+        torch.testing.assert_close(alone.scores, batched.scores, atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone.pred_boxes.tensor, batched.pred_boxes.tensor, atol=1e-4, rtol=0)
+
+
+def test_raw_predictions_need_no_ground_truth_in_either_mode(model):
+    inputs = [{"image": make_input(64, 96, 0)["image"]}]
+    for mode in (True, False):
+        raw = model.train(mode).raw_predictions(inputs)
+        assert raw.logits.shape == (3, 1, 20, 80)
+        assert raw.boxes.shape == (3, 1, 20, 4)
+        assert raw.encoder_logits.shape == (1, 20, 80)
+        assert raw.encoder_boxes.shape == (1, 20, 4)
+
+
+def test_training_without_ground_truth_is_an_error(model):
+    with pytest.raises(ValueError, match=r"needs `instances`.*image 0 of the batch.*model.eval\(\)"):
+        model.train()([{"image": torch.zeros(3, 64, 64)}])
+
+
+def test_a_class_out_of_range_is_an_error_that_names_file_and_numbers(model):
+    x = make_input(64, 96, 2)
+    x["instances"].gt_classes[1] = 80
+    with pytest.raises(ValueError, match=r"0\.png: gt_classes holds 80.*num_classes = 80"):
+        model.train()([x])
+
+
+def test_a_negative_box_is_an_error_that_names_file_and_index(model):
+    x = make_input(64, 96, 2)
+    x["instances"].gt_boxes.tensor[1] = torch.tensor([30.0, 10.0, 20.0, 40.0])
+    with pytest.raises(ValueError, match=r"0\.png: gt_boxes\[1\] is \[30.0, 10.0, 20.0, 40.0\]"):
+        model.train()([x])
+
+
+def test_detections_come_back_in_the_size_asked_for(model):
+    x = make_input(64, 96, 2)
+    small = model.eval()([x])[0]["instances"]
+    large = model.eval()([{**x, "height": 128, "width": 192}])[0]["instances"]
+    assert large.image_size == (128, 192)
+    torch.testing.assert_close(large.pred_boxes.tensor, small.pred_boxes.tensor * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_boxes_and_losses_in_float32(dtype):
+    model = build_small()
+    inputs = [make_input(64, 96, 3)]
+    torch.manual_seed(0)
+    plain = model(inputs)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype):
+        cast = assert_trains_one_step(model, inputs)
+        assert model.raw_predictions(inputs).boxes.dtype == torch.float32
+    for key, value in cast.items():
+        assert value.dtype == torch.float32, key
+        # Half precision may select other proposals; the losses must still be of the same size.
+        assert value.item() == pytest.approx(plain[key].item(), rel=0.3, abs=0.1), key
+
+
+@pytest.mark.parametrize("embed_dim", [24, 36, 64])
+def test_any_width_divisible_by_heads_and_by_four(embed_dim):
+    model = build_small("dino/dino_r50_4scale_12ep", f"model.embed_dim={embed_dim}")
+    assert_trains_one_step(model, [make_input(64, 64, 2)])
+
+
+def test_five_scales():
+    model = build_small("dino/dino_r50_5scale_12ep")
+    assert [s.stride for s in model.backbone.output_shape().values()] == [4, 8, 16, 32, 64]
+    assert_trains_one_step(model, [make_input(64, 96, 2), make_input(50, 30, 1)])
+
+
+def box_loss_gradient_of_first_head(look_forward: str) -> torch.Tensor:
+    model = build_small(
+        "dino/dino_r50_4scale_12ep", "model.heads.shared=False", f"model.decoder.look_forward={look_forward}"
+    )
+    for head in model.heads.box_heads:  # the zeros of the start would hide every gradient
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.1)
+    losses = model([make_input(64, 96, 3)])
+    (gradient,) = torch.autograd.grad(
+        losses["loss_bbox_1"], model.heads.box_heads[0].layers[0].weight, allow_unused=True
+    )
+    return torch.zeros(()) if gradient is None else gradient
+
+
+def test_looking_forward_twice_teaches_a_layer_by_the_next_layers_loss():
+    assert box_loss_gradient_of_first_head("twice").abs().max() > 0
+    assert box_loss_gradient_of_first_head("once").abs().max() == 0

@@ -1,0 +1,64 @@
+"""Two gloo processes on the CPU."""
+
+import os
+import socket
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from ..small_models import assert_trains_one_step, build_small, make_input
+
+TIME_LIMIT = 90  # seconds; a hang is the failure this guards against, most of the time goes into importing twice
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def train_where_one_rank_has_no_objects(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    model = DistributedDataParallel(build_small())  # without find_unused_parameters
+    for step in range(3):  # DDP notices a missing gradient at the next forward
+        objects = 3 if rank == step % 2 else 0
+        losses = assert_trains_one_step(model, [make_input(64, 64, objects, seed=step)])
+    gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
+    torch.save({"keys": sorted(losses), "gradients": gradients}, os.path.join(folder, f"{rank}.pth"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over tcp is tested on Linux")
+def test_a_rank_without_objects_neither_hangs_nor_loses_losses_or_gradients(tmp_path):
+    mp.spawn(train_where_one_rank_has_no_objects, (free_port(), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    assert first["keys"] == second["keys"]
+    assert first["gradients"].keys() == second["gradients"].keys()
+    for name, gradient in first["gradients"].items():
+        assert torch.equal(gradient, second["gradients"][name]), name
+
+
+def losses_of_half_a_batch(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    model = build_small("dino/dino_r50_4scale_12ep", "model.query_groups.denoising=null")
+    losses = model([make_input(64, 64, 5 if rank == 0 else 1, seed=rank)])
+    torch.save({key: value.detach() for key, value in losses.items()}, os.path.join(folder, f"{rank}.pth"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+def test_losses_are_normalised_by_the_objects_of_all_ranks(tmp_path):
+    """The mean over two ranks is the loss of one process with both images; float32, 1e-5 for the order of sums."""
+    mp.spawn(losses_of_half_a_batch, (free_port(), str(tmp_path)), nprocs=2)
+    halves = [torch.load(tmp_path / f"{rank}.pth") for rank in range(2)]
+    model = build_small("dino/dino_r50_4scale_12ep", "model.query_groups.denoising=null")
+    whole = model([make_input(64, 64, 5, seed=0), make_input(64, 64, 1, seed=1)])
+    for key, value in whole.items():
+        torch.testing.assert_close(sum(half[key] for half in halves) / 2, value.detach(), rtol=1e-5, atol=1e-5)

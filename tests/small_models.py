@@ -1,0 +1,59 @@
+"""Any config of the zoo, small enough for a test: only overrides, so that the config's own parts are what is tested."""
+
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances
+
+from dinox.config import load_config
+
+DINO = "dino/dino_r50_4scale_12ep"
+SMALL = [
+    "model.backbone.bottom_up.depth=18",
+    "model.backbone.bottom_up.width=16",
+    "model.embed_dim=32",
+    "model.num_queries=20",
+    "model.encoder.num_layers=2",
+    "model.encoder.num_heads=4",
+    "model.encoder.feed_forward_dim=64",
+    "model.decoder.num_layers=3",
+]
+
+
+def build_small(config: str = DINO, *overrides: str, seed: int = 0) -> torch.nn.Module:
+    """A small model in training mode with seeded weights."""
+    torch.manual_seed(seed)
+    return instantiate(load_config(config, [*SMALL, *overrides]).model).train()
+
+
+def make_input(height: int, width: int, num_objects: int, *, num_classes: int = 80, seed: int = 0) -> dict:
+    """One element of detectron2's input list: noise with random boxes."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(num_objects, 2, generator=generator) * 0.7
+    size = torch.rand(num_objects, 2, generator=generator) * 0.25 + 0.05
+    boxes = torch.cat([corner, corner + size], dim=1) * torch.tensor([width, height, width, height])
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
+    image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "instances": instances, "height": height, "width": width, "file_name": f"{seed}.png"}
+
+
+def loss_keys(num_layers: int = 3, *, groups: tuple[str, ...] = ("", "_dn"), encoder: bool = True) -> set[str]:
+    """The stable loss keys of a model."""
+    layers = ["", *(f"_{i}" for i in range(num_layers - 1))]
+    suffixes = [group + layer for group in groups for layer in layers] + (["_enc"] if encoder else [])
+    return {f"loss_{kind}{suffix}" for kind in ("class", "bbox", "giou") for suffix in suffixes}
+
+
+def assert_trains_one_step(model: torch.nn.Module, inputs: list[dict]) -> dict[str, torch.Tensor]:
+    """Finite losses, and a finite gradient on every trainable parameter (zero is fine)."""
+    model.zero_grad()
+    losses = model(inputs)
+    sum(losses.values()).backward()
+    for key, value in losses.items():
+        assert value.dim() == 0 and torch.isfinite(value), (key, value)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} got no gradient"
+            assert torch.isfinite(parameter.grad).all(), f"{name} got a gradient that is not finite"
+    return losses
