@@ -12,7 +12,7 @@ else
 # The first Python that dinox supports; if there is none, tools/bootstrap.py says what is missing.
 PYTHON ?= $(or $(firstword $(shell for python in python3 python3.12 python3.11 python3.13 python3.10; do \
 	$$python -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2> /dev/null && echo $$python; done; true)),python3)
-PY = $(VENV)/bin/python
+PY = "$(VENV)/bin/python"
 endif
 
 .DEFAULT_GOAL := help
@@ -40,7 +40,7 @@ lint: setup  ## check the Python files with ruff
 format: setup  ## format the Python files, and the C++ and CUDA sources where clang-format is installed
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
-	@format=$$(command -v "$(dir $(PY))clang-format" clang-format | head -n 1); if [ -n "$$format" ]; then \
+	@format=$$(command -v "$$(dirname $(PY))/clang-format" clang-format | head -n 1); if [ -n "$$format" ]; then \
 		find csrc -type f | xargs "$$format" -i; \
 	else echo "csrc/ is left as it is: no clang-format ($(PY) -m pip install clang-format)"; fi
 

@@ -122,6 +122,8 @@ def make_plan(environ: Mapping[str, str], torch_cuda: str | None, root: Path = R
     if find_cxx(environ) is None:
         missing = f"CXX={environ['CXX']} is not there" if environ.get("CXX") else "no C++ compiler found"
         cure = "install one (Debian, Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++), then run `make setup`"
+        if wish == "1":
+            raise BuildError(f"DINOX_CUDA=1 asks for CUDA operators, but: {missing}; {cure}.")
         return Plan((), None, f"no compiled operators, only the slow PyTorch ones: {missing}; {cure}")
     toolkit = find_toolkit(environ) if wish != "0" else None
     reason = why_no_cuda(wish, toolkit, torch_cuda)

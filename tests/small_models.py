@@ -1,10 +1,13 @@
 """Any config of the zoo, small enough for a test: only overrides, so that the config's own parts are what is tested."""
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, Instances
 
 from dinox.config import load_config
+from dinox.structures import FeaturePyramid, Memory, flatten_pyramid
 
 DINO = "dino/dino_r50_4scale_12ep"
 SMALL = [
@@ -36,6 +39,25 @@ def make_input(height: int, width: int, num_objects: int, *, num_classes: int = 
     instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
     image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": image, "instances": instances, "height": height, "width": width, "file_name": f"{seed}.png"}
+
+
+def make_memory(
+    tokens: torch.Tensor, shapes: Sequence[tuple[int, int]] = ((1, 1),), valid_sizes: Sequence | None = None
+) -> Memory:
+    """tokens: (B, S, D), of levels with these (height, width); valid_sizes: B x L x (h, w), all of it by default."""
+    pieces = tokens.split([h * w for h, w in shapes], dim=1)
+    maps = [piece.transpose(1, 2).unflatten(2, size) for piece, size in zip(pieces, shapes, strict=True)]
+    pyramid = FeaturePyramid(maps, valid_sizes or [list(shapes)] * len(tokens))
+    return flatten_pyramid(pyramid, lambda level, mask: torch.zeros_like(pieces[level]))
+
+
+def randomise_heads(model: torch.nn.Module) -> torch.nn.Module:
+    """Heads start with zeros, so that boxes are anchors and scores the prior whatever the decoder does; undo that."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "class_head" in name or "box_head" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return model
 
 
 def loss_keys(num_layers: int = 3, *, groups: tuple[str, ...] = ("", "_dn"), encoder: bool = True) -> set[str]:

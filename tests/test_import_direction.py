@@ -32,13 +32,15 @@ GROUPS = (
     ("losses", "matching"),
     tuple(f"modeling.{part}" for part in MODELING_PARTS),
     ("modeling.meta_arch", "modeling"),  # "modeling" itself: its __init__.py, which re-exports
-    ("checkpoint", "data", "engine", "evaluation", "analysis", "export"),
+    ("checkpoint",),
+    ("model_zoo",),
+    ("data", "engine", "evaluation", "analysis", "export"),
     ("cli",),
     ("dinox",),  # the top level: dinox/__init__.py and dinox/__main__.py
 )
 RANK = {place: rank for rank, group in enumerate(GROUPS) for place in group}
 # Usable by everything above modeling, and importing nothing but these.
-LEAVES = {"config": {"structures", "utils"}, "model_zoo": {"structures", "utils", "config"}}
+LEAVES = {"config": {"structures", "utils"}}
 ABOVE_MODELING = RANK["checkpoint"]
 OUTSIDE = ("configs", "projects", "tests", "tools")  # folders of the repository that the package does not know
 COMPAT = "utils/compat.py"
@@ -210,7 +212,10 @@ ALLOWED = {
     "meta_arch imports parts": ("modeling/meta_arch/transformer.py", "from dinox.modeling.decoder import deformable"),
     "modeling re-exports": ("modeling/__init__.py", "from dinox.modeling.meta_arch import transformer"),
     "a leaf from above": ("cli/train.py", "from dinox import config\nfrom dinox.model_zoo import get"),
-    "the zoo loads configs": ("model_zoo/zoo.py", "from dinox.config.files import load"),
+    "the zoo loads configs and weights": (
+        "model_zoo/zoo.py",
+        "from dinox.config.files import load\nfrom dinox.checkpoint import load_weights",
+    ),
     "neighbours": ("engine/training.py", "from dinox.evaluation import evaluate"),
     "the top level imports": ("__init__.py", "from dinox import data, modeling"),
     "others": ("utils/names.py", "import torch, numpy as np\nfrom detectron2 import config"),

@@ -1,5 +1,6 @@
 """The tools that set dinox up, without a network and without installing anything."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -21,7 +22,9 @@ def load_script(path: str):
     return module
 
 
+sys.path.append(str(ROOT / "tools"))  # its scripts import each other
 bootstrap = load_script("tools/bootstrap.py")
+detectron2_fixes = load_script("tools/detectron2_fixes.py")
 detectron2_v06 = load_script("tools/detectron2_v06.py")
 setup = load_script("setup.py")
 
@@ -30,34 +33,34 @@ setup = load_script("setup.py")
 
 
 def test_a_fix_replaces_what_it_names():
-    fix = detectron2_v06.Fix("a.py", r"\bnp\.(int|bool)\b", r"\1", 2, "aliases")
+    fix = detectron2_fixes.Fix("a.py", r"\bnp\.(int|bool)\b", r"\1", 2, "aliases")
     assert fix.apply("np.int, np.int32, np.bool_, np.bool") == "int, np.int32, np.bool_, bool"
 
 
 @pytest.mark.parametrize("text", ["nothing", "np.int np.int np.int"])
 def test_a_fix_that_does_not_find_its_text_says_which_one_failed(text):
-    fix = detectron2_v06.Fix("data/build.py", r"np\.int", "int", 2, "numpy removed its aliases")
-    with pytest.raises(detectron2_v06.SetupError, match=r"data/build\.py: numpy removed .* expected 2 .* got [03]"):
+    fix = detectron2_fixes.Fix("data/build.py", r"np\.int", "int", 2, "numpy removed its aliases")
+    with pytest.raises(detectron2_fixes.FixFailed, match=r"data/build\.py: numpy removed .* expected 2 .* got [03]"):
         fix.apply(text)
 
 
 def test_a_fix_of_a_missing_file_says_so(tmp_path):
-    with pytest.raises(detectron2_v06.SetupError, match=r"data/.*\.py.*not in pb1-detectron2-0\.6"):
-        detectron2_v06.apply_fixes(tmp_path)
+    with pytest.raises(detectron2_fixes.FixFailed, match=r"data/.*\.py.*not in the sdist of v0\.6"):
+        detectron2_fixes.apply_fixes(tmp_path)
 
 
 def test_fixes_are_written_to_their_files(tmp_path):
     fixes = (
-        detectron2_v06.Fix("a.py", "old", "new", 1, "first"),
-        detectron2_v06.Fix("a.py", "new", "newer", 1, "second"),
+        detectron2_fixes.Fix("a.py", "old", "new", 1, "first"),
+        detectron2_fixes.Fix("a.py", "new", "newer", 1, "second"),
     )
     (tmp_path / "a.py").write_text("old\n")
-    assert detectron2_v06.apply_fixes(tmp_path, fixes) == 2
+    assert detectron2_fixes.apply_fixes(tmp_path, fixes) == 2
     assert (tmp_path / "a.py").read_text() == "newer\n"
 
 
 def test_the_extension_of_detectron2_becomes_optional():
-    guard = next(fix for fix in detectron2_v06.FIXES if fix.path == "layers/deform_conv.py")
+    guard = next(fix for fix in detectron2_fixes.FIXES if fix.path == "layers/deform_conv.py")
     fixed = guard.apply("import math\n\nfrom detectron2 import _C\n\nx = 1\n").replace("detectron2", "math")
     names = {}
     exec(fixed, names)
@@ -156,6 +159,12 @@ def test_without_a_compiler_nothing_is_built_and_the_line_says_how_to_get_one(ch
     monkeypatch.setattr(setup, "find_cxx", lambda environ: None)
     plan = setup.make_plan({}, "13.0", checkout)
     assert plan.sources == () and "no C++ compiler found" in plan.line and "apt-get install g++" in plan.line
+
+
+def test_insisting_on_cuda_without_a_compiler_is_an_error(checkout, monkeypatch):
+    monkeypatch.setattr(setup, "find_cxx", lambda environ: None)
+    with pytest.raises(setup.BuildError, match=r"DINOX_CUDA=1 .* no C\+\+ compiler found"):
+        setup.make_plan({"DINOX_CUDA": "1"}, "13.0", checkout)
 
 
 def test_the_extension_can_be_left_out(checkout):
@@ -257,7 +266,7 @@ def test_an_existing_torch_is_left_alone_and_pinned_for_pip(tmp_path):
     env = FakeEnvironment({"torch": "2.6.0+cu124", "torchvision": "0.21.0"}, tmp_path)
     bootstrap.step_torch(env)
     assert env.installed == []
-    constraints = Path(env.variables["PIP_CONSTRAINT"].split()[-1])
+    constraints = Path(env.variables["PIP_CONSTRAINT"].split()[-1].removeprefix("file://"))
     assert constraints.read_text() == "torch==2.6.0+cu124\ntorchvision==0.21.0\n"
 
 
@@ -278,6 +287,16 @@ def test_a_torch_that_is_too_old_is_explained(tmp_path):
     env = FakeEnvironment({"torch": "1.13.1", "torchvision": "0.14.1"}, tmp_path, active=True)
     with pytest.raises(bootstrap.StepFailed, match=r"torch 1\.13\.1, expected >= 2\.4.*without VENV=active"):
         bootstrap.step_torch(env)
+
+
+def test_a_gpu_that_torch_cannot_use_is_pointed_out(tmp_path, monkeypatch, capsys):
+    env = FakeEnvironment({"torch": "2.11.0", "torchvision": "0.26.0"}, tmp_path)
+    env.ask = lambda code: subprocess.CompletedProcess(
+        [], 0, f"torch 2.11.0, torchvision 0.26.0, {bootstrap.NO_GPU}\n", ""
+    )
+    monkeypatch.setattr(bootstrap, "GPU_DEVICE", str(tmp_path))
+    bootstrap.step_torch(env)
+    assert "this torch cannot use it" in capsys.readouterr().out
 
 
 def test_torch_and_torchvision_that_do_not_fit_each_other_are_explained(tmp_path):
@@ -372,6 +391,23 @@ def test_a_damaged_stamp_does_not_match(tmp_path, content):
     assert not bootstrap.Stamp(tmp_path / "stamp.json").matches("a")
 
 
+def test_a_file_system_without_locks_is_said_and_does(tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(bootstrap.fcntl, "flock", flock)
+    with bootstrap.only_one_setup(tmp_path):
+        assert "No locks available" in capsys.readouterr().out
+
+
+def test_a_read_only_checkout_is_one_line_with_the_cure(tmp_path, monkeypatch, capsys):
+    (tmp_path / ".setup").touch()  # no folder can be made of it; root may write into read-only ones
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    assert bootstrap.main([]) == 1
+    told = capsys.readouterr().err
+    assert str(tmp_path / ".setup") in told and "have to be writable" in told and told.count("\n") == 1
+
+
 def test_operators_that_ought_to_be_compiled_and_are_not_fail_the_check(monkeypatch):
     found = {"dinox": str(ROOT / "dinox"), "missing": ["cuda"], "plan": "compiled CPU and CUDA operators"}
 
@@ -388,6 +424,14 @@ def test_operators_that_ought_to_be_compiled_and_are_not_fail_the_check(monkeypa
 )
 def test_version_tuple(version, expected):
     assert bootstrap.version_tuple(version) == expected
+
+
+def test_make_takes_an_environment_whose_name_has_a_space():
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    command = ["make", "-n", "-C", str(ROOT), "demo", "VENV=my env"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert '--venv "my env"' in planned and '"my env/bin/python" -m dinox demo' in planned
 
 
 def test_make_without_a_target_lists_the_targets():

@@ -5,8 +5,10 @@
 
 Makes a virtual environment (or uses the active one), and installs into it what is missing: torch and torchvision, build
 tools, detectron2, and dinox itself (editable, with its compiled operators and the test tools). What is there already is
-left alone. Every step finds out by itself whether it has anything to do, so an interrupted or failed setup is continued
-by running it again, and a finished one takes seconds. pip's output goes to .setup/setup.log.
+left alone, but for versions that do not fit: of setuptools (below 82 is needed) and of the test tools of pyproject.toml
+(ruff is pinned), also in an active environment; torch, torchvision and detectron2 are never replaced. Every step finds
+out by itself whether it has anything to do, so an interrupted or failed setup is continued by running it again, and a
+finished one takes seconds. pip's output goes to .setup/setup.log.
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -40,8 +42,16 @@ BUILD_TOOLS = ["setuptools>=64,<82", "wheel", "ninja"]  # detectron2 imports pkg
 DISK_SPACE_GB = 8  # torch with its CUDA libraries takes 5 GB, and its download as much again while it lasts
 LINE_LENGTH = 400  # of the lines shown of a failed command: those of a compiler call have thousands of characters
 QUIET_SECONDS = 30  # how often a long step says that it is alive, where the terminal cannot show a running clock
+NO_GPU = "no GPU"
+GPU_DEVICE = "/dev/nvidia0"
 # A change of any of these means that dinox has to be installed, or its operators compiled, again.
-WATCHED_FILES = ("setup.py", "pyproject.toml", "tools/bootstrap.py", "tools/detectron2_v06.py")
+WATCHED_FILES = (
+    "setup.py",
+    "pyproject.toml",
+    "tools/bootstrap.py",
+    "tools/detectron2_v06.py",
+    "tools/detectron2_fixes.py",
+)
 WATCHED_VARIABLES = ("DINOX_CUDA", "DINOX_EXTENSION", "TORCH_CUDA_ARCH_LIST", "CXX")
 
 
@@ -229,7 +239,8 @@ def _pin_torch(env: Environment) -> None:
     pins = env.log.path.parent / "torch-constraints.txt"
     lines = [f"{name}=={env.version(name)}\n" for name in ("torch", "torchvision") if env.version(name)]
     pins.write_text("".join(lines), encoding="utf-8")
-    env.variables["PIP_CONSTRAINT"] = f"{os.environ.get('PIP_CONSTRAINT', '')} {pins}".strip()
+    # As a URI, because pip takes a space in this variable for the start of another file.
+    env.variables["PIP_CONSTRAINT"] = f"{os.environ.get('PIP_CONSTRAINT', '')} {pins.as_uri()}".strip()
 
 
 def _install_torch(env: Environment, *what: str) -> None:
@@ -245,9 +256,9 @@ def _install_torch(env: Environment, *what: str) -> None:
 _TRY_TORCH = """
 import torch, torchvision
 torchvision.ops.nms(torch.rand(2, 4), torch.rand(2), 0.5)
-gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "NO_GPU"
 print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {gpu}")
-"""
+""".replace("NO_GPU", NO_GPU)
 
 
 def _working_torch(env: Environment) -> str:
@@ -256,6 +267,12 @@ def _working_torch(env: Environment) -> str:
         raise StepFailed(
             f"torch {env.version('torch')} and torchvision {env.version('torchvision')} do not work together: "
             f"{last_line(tried.stderr)}. An installed pair is never replaced. {_other_environment(env)}"
+        )
+    if tried.stdout.strip().endswith(NO_GPU) and Path(GPU_DEVICE).exists():
+        say(
+            f"      WARNING: {GPU_DEVICE} is there, but this torch cannot use it, most likely because the driver is "
+            "older than its CUDA (13.0 needs driver 580). Update the driver, or install a torch made for an older CUDA "
+            "into the environment and run `make setup` again; it keeps that torch."
         )
     return last_line(tried.stdout)
 
@@ -369,7 +386,7 @@ def setup_key(python: Path, root: Path = ROOT, environ: dict[str, str] | None = 
         digest.update(f"\0{path.relative_to(root)}\0".encode())
         digest.update(path.read_bytes() if path.exists() else b"")
     # The compiler that was found, the GPU, and the torch below which the operators were built.
-    facts = [str(python), _nvcc_facts(root, environ), str(Path("/dev/nvidia0").exists()), _torch_facts(python)]
+    facts = [str(python), _nvcc_facts(root, environ), str(Path(GPU_DEVICE).exists()), _torch_facts(python)]
     facts += [f"{name}={environ.get(name, '')}" for name in WATCHED_VARIABLES]
     digest.update("\0".join(facts).encode())
     return digest.hexdigest()
@@ -423,6 +440,8 @@ def only_one_setup(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             say("setup: another setup of this checkout is running; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            say(f"setup: no locks on this file system ({error.strerror}): do not run two setups of it at the same time")
         yield
 
 
@@ -470,6 +489,10 @@ def main(arguments: list[str] | None = None) -> int:
             set_up(options.venv)
     except StepFailed as failure:
         print(f"setup: error: {failure}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        cure = "The checkout and the environment have to be writable, on a disk with free space"
+        print(f"setup: error: {error}. {cure}; then run it again and it continues.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nsetup: interrupted; run it again and it continues", file=sys.stderr)

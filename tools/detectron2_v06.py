@@ -3,7 +3,7 @@
 
 detectron2 is not on PyPI under its own name, and its last release does not import on a current numpy and Pillow.
 The sdist `pb1-detectron2` 0.6 carries the unchanged Python files of the tag v0.6 (not its C++ sources). This script
-downloads it (pinned by sha256), applies the textual fixes listed in FIXES, builds a wheel of the distribution
+downloads it (pinned by sha256), applies the fixes of detectron2_fixes.py, builds a wheel of the distribution
 `detectron2` 0.6 without the C++ extension, and installs that wheel. Nothing that dinox uses needs the extension:
 ROIAlign, NMS and deformable convolutions come from torchvision, COCO evaluation from pycocotools.
 
@@ -18,15 +18,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+import detectron2_fixes
+from detectron2_fixes import FixFailed, apply_fixes
 
 VERSION = "0.6"
 SDIST_NAME = "pb1-detectron2"
@@ -44,106 +44,6 @@ DEFAULT_CACHE = Path(__file__).resolve().parent.parent / ".setup" / "detectron2"
 
 class SetupError(Exception):
     """A step that failed for a reason the user can act on; the message says which step and what to do."""
-
-
-# ---------------------------------------------------------------------------------------------------------------- fixes
-
-
-@dataclass(frozen=True)
-class Fix:
-    """One textual repair of one file of the unpacked sdist. `pattern` must match exactly `count` times."""
-
-    path: str
-    pattern: str
-    replacement: str
-    count: int
-    why: str
-
-    def apply(self, text: str) -> str:
-        fixed, found = re.subn(self.pattern, self.replacement, text)
-        if found != self.count:
-            raise SetupError(
-                f"detectron2 fix failed: {self.path}: {self.why}: expected {self.count} match(es) of {self.pattern!r}, "
-                f"got {found}. The sources are not those of {SDIST_FILE}, or the fix was edited."
-            )
-        return fixed
-
-
-def _literal(path: str, old: str, new: str, why: str, count: int = 1) -> Fix:
-    return Fix(path, re.escape(old), new.replace("\\", r"\\"), count, why)
-
-
-def _builtin_types(path: str, count: int) -> Fix:
-    pattern = r"\bnp\.(int|float|bool|str|object)\b"
-    return Fix(path, pattern, r"\1", count, "numpy 1.24 removed its aliases of the builtin types")
-
-
-_GUARDED_EXTENSION = """
-try:
-    from detectron2 import _C
-except ImportError:  # built without the C++ extension
-    _C = None
-"""
-
-
-def _optional_extension(path: str) -> Fix:
-    return _literal(path, "\nfrom detectron2 import _C\n", _GUARDED_EXTENSION, "this build has no C++ extension")
-
-
-_FALLBACK_COCOEVAL = """
-try:
-    from detectron2.evaluation.fast_eval_api import COCOeval_opt
-except ImportError:  # built without the C++ extension: the official implementation gives the same numbers
-    COCOeval_opt = COCOeval
-"""
-
-FIXES: tuple[Fix, ...] = (
-    _literal("data/transforms/transform.py", "Image.LINEAR", "Image.BILINEAR", "Pillow 10 removed the old name"),
-    _builtin_types("data/build.py", 2),
-    _builtin_types("data/datasets/pascal_voc.py", 1),
-    _builtin_types("evaluation/pascal_voc_evaluation.py", 2),
-    _builtin_types("evaluation/sem_seg_evaluation.py", 7),
-    _builtin_types("structures/masks.py", 3),
-    _builtin_types("utils/video_visualizer.py", 1),
-    _builtin_types("utils/visualizer.py", 3),
-    _literal("layers/mask_ops.py", "np.array(mask, copy=False)", "np.asarray(mask)", "numpy 2 forbids to copy here"),
-    _literal(
-        "data/common.py",
-        "sample(self._fallback_candidates, k=1)",
-        "sample(sorted(self._fallback_candidates), k=1)",
-        "Python 3.11 samples no sets",
-    ),
-    _optional_extension("layers/deform_conv.py"),
-    _optional_extension("layers/roi_align_rotated.py"),
-    _optional_extension("layers/rotated_boxes.py"),
-    _literal(
-        "evaluation/coco_evaluation.py",
-        "\nfrom detectron2.evaluation.fast_eval_api import COCOeval_opt\n",
-        _FALLBACK_COCOEVAL,
-        "the fast COCOeval lives in the C++ extension",
-    ),
-    # setuptools 82 has no pkg_resources, and earlier ones print a deprecation warning on every import of it.
-    _literal("model_zoo/model_zoo.py", "import pkg_resources\n", "", "pkg_resources is gone"),
-    Fix(
-        "model_zoo/model_zoo.py",
-        r'pkg_resources\.resource_filename\(\s*"detectron2\.model_zoo", os\.path\.join\("configs", config_path\)\s*\)',
-        'os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", config_path)',
-        1,
-        "pkg_resources is gone",
-    ),
-)
-
-
-def apply_fixes(package: Path, fixes: Iterable[Fix] = FIXES) -> int:
-    """Apply every fix below the folder `package` (the unpacked `detectron2/`); return how many there were."""
-    applied = 0
-    for fix in fixes:
-        path = package / fix.path
-        if not path.is_file():
-            raise SetupError(f"detectron2 fix failed: {fix.path}: {fix.why}: the file is not in {SDIST_FILE}.")
-        path.write_text(fix.apply(path.read_text(encoding="utf-8")), encoding="utf-8")
-        applied += 1
-    return applied
 
 
 # ------------------------------------------------------------------------------------------------------------- download
@@ -263,8 +163,9 @@ def unpack(sdist: Path, folder: Path) -> Path:
 
 
 def recipe_sha256() -> str:
-    """A wheel in the cache is good as long as this file, which holds the whole recipe, is the same."""
-    return sha256_of(Path(__file__))
+    """A wheel in the cache is good as long as these two files, which hold the whole recipe, are the same."""
+    files = (__file__, detectron2_fixes.__file__)
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 def build_wheel(cache: Path) -> Path:
@@ -400,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         install(options.cache.resolve(), options.wheel_only)
-    except SetupError as error:
+    except (SetupError, FixFailed) as error:
         print(f"detectron2_v06: error: {error}", file=sys.stderr)
         return 1
     return 0

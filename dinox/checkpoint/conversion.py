@@ -15,7 +15,7 @@ from dinox.utils.suggest import did_you_mean
 
 Rules = Sequence[tuple[str, str | None]]
 
-# detrex registers the heads twice; "transformer.decoder.*_embed" are the same tensors as "*_embed" (facts of its code).
+# detrex registers the heads twice; "transformer.decoder.*_embed" are the same tensors as "*_embed".
 _DETREX_DINO: Rules = (
     (r"backbone\.(.+)", r"backbone.bottom_up.\1"),
     (r"neck\.((?:extra_)?convs\..+)", r"backbone.\1"),

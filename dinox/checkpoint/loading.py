@@ -14,9 +14,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from dinox.checkpoint.reading import CheckpointError, local_file, read_checkpoint
 from dinox.utils.names import backbone_prefix
-
-from .reading import CheckpointError, local_file, read_checkpoint
 
 logger = logging.getLogger(__name__)
 

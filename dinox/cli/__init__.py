@@ -1,12 +1,9 @@
-"""The ``dinox`` command. One module per subcommand, with HELP, add_arguments(parser) and run(args) -> exit code.
-
-They import torch and detectron2 when they run, not before.
-"""
+"""The ``dinox`` command. One module per subcommand, with HELP, add_arguments(parser) and run(args) -> exit code."""
 
 import argparse
 from collections.abc import Sequence
 
-from . import demo, eval, train
+from dinox.cli import demo, eval, train
 
 COMMANDS = {"train": train, "eval": eval, "demo": demo}
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .running import RunOptions
+from dinox.cli.running import RunOptions
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of detectron2's training scripts, which see."""
     parser.add_argument("--config-file", required=True, metavar="CONFIG", help="a file, or a name in the model zoo")
     parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="GPUs on this machine; without any, the CPU is used"
+        "--num-gpus", type=int, default=1, metavar="N", help="GPUs on this machine; 0, or without any: the CPU"
     )
     parser.add_argument("--num-machines", type=int, default=1, metavar="N")
     parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="number of this machine, from 0")

@@ -2,8 +2,8 @@
 
 import argparse
 
-from .arguments import add_run_arguments, run_options
-from .running import start
+from dinox.cli.arguments import add_run_arguments, run_options
+from dinox.cli.running import start
 
 HELP = "evaluate a checkpoint (train.init_checkpoint=FILE) on the config's test dataset"
 

@@ -8,6 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detectron2.utils import comm
+from omegaconf import DictConfig
+
+from dinox.checkpoint import CheckpointError
+from dinox.config import ConfigError, load_config
+from dinox.data import DataError
+from dinox.engine import evaluate, train
+from dinox.engine.launching import check_launch, launch
+from dinox.utils.json_files import write_json
+
 DEBUG_VARIABLE = "DINOX_DEBUG"
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -39,9 +49,15 @@ def _one_line(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     text = " ".join(text.split()) or type(error).__name__
     # An error of a library may be anything; ours explain themselves.
+    return text if _is_ours(error) else f"{text} ({type(error).__name__}; --debug shows where)"
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Our own classes (those from a loader's worker are raised by torch), and what our code raises."""
+    if isinstance(error, (ConfigError, DataError, CheckpointError)):
+        return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    is_ours = frame.f_globals.get("__name__", "").partition(".")[0] == "dinox"
-    return text if is_ours else f"{text} ({type(error).__name__}; --debug shows where)"
+    return frame.f_globals.get("__name__", "").partition(".")[0] == "dinox"
 
 
 def check_json_target(path: str | None) -> None:
@@ -77,9 +93,6 @@ def start(options: RunOptions) -> int:
 
 
 def _launch(options: RunOptions) -> int:
-    from dinox.config import load_config
-    from dinox.engine.launching import launch
-
     if not options.config_file:
         raise ValueError(
             "--config-file is missing: give a file, or a name in the model zoo such as dino/dino_r50_4scale_12ep"
@@ -88,7 +101,16 @@ def _launch(options: RunOptions) -> int:
     if flags:
         raise ValueError(f"expected key=value, got {flags[0]!r}: options come before the first override")
     check_json_target(options.json_file)
-    load_config(options.config_file, options.overrides)  # mistakes show before processes are started
+    check_launch(
+        num_gpus=options.num_gpus,
+        num_machines=options.num_machines,
+        machine_rank=options.machine_rank,
+        dist_url=options.dist_url,
+    )
+    cfg = load_config(options.config_file, options.overrides)  # mistakes show before processes are started
+    if options.num_gpus * options.num_machines <= 1:
+        _train_or_evaluate(options, cfg)
+        return 0
     return launch(
         _run_rank,
         options,
@@ -100,26 +122,34 @@ def _launch(options: RunOptions) -> int:
 
 
 def _run_rank(options: RunOptions) -> int:
-    return guarded(lambda: _train_or_evaluate(options), debug=options.debug)
+    """One process of several. It is a fresh one, in which the config's code has not run yet."""
+
+    def work() -> None:
+        _train_or_evaluate(options, load_config(options.config_file, options.overrides))
+
+    return guarded(work, debug=options.debug)
 
 
-def _train_or_evaluate(options: RunOptions) -> None:
-    from detectron2.utils import comm
-
-    from dinox.config import load_config
-    from dinox.engine import evaluate, train
-    from dinox.utils.json_files import write_json
-
-    cfg = load_config(options.config_file, options.overrides)
-    # Only a device that the user names has to be there.
-    named = any(override.lstrip("+").startswith("train.device=") for override in options.overrides)
+def _train_or_evaluate(options: RunOptions, cfg: DictConfig) -> None:
     work = evaluate if options.eval_only else train
-    results = work(cfg, resume=options.resume, device=cfg.train.device if named else None)
+    results = work(cfg, resume=options.resume, device=_requested_device(options, cfg))
     if options.json_file and comm.is_main_process():
         write_json(options.json_file, _description(options, cfg) | {"results": results})
 
 
-def _description(options: RunOptions, cfg: Any) -> dict[str, Any]:
+def _requested_device(options: RunOptions, cfg: DictConfig) -> str | None:
+    """The device that the command line names, which has to be there; the config's need not."""
+    named = any(override.startswith("train.device=") for override in options.overrides)
+    if options.num_gpus == 0:
+        if named and cfg.train.device != "cpu":
+            raise ValueError(
+                f"--num-gpus 0 asks for the CPU, but train.device={cfg.train.device}: leave out one of them"
+            )
+        return "cpu"
+    return cfg.train.device if named else None
+
+
+def _description(options: RunOptions, cfg: DictConfig) -> dict[str, Any]:
     return {
         "command": "eval" if options.eval_only else "train",
         "config_file": options.config_file,

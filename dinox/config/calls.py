@@ -1,6 +1,6 @@
 """What is known of a LazyCall node before it is called: its callable, the arguments this takes, and their types.
 
-A *kind* is one of `null bool int float str list dict object`: what a value on the command line or an annotation can be.
+A *kind* is one of ``null bool int float str list dict object``: what a value or an annotation can be.
 """
 
 import collections.abc
@@ -14,9 +14,8 @@ from typing import Any
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dinox.config.errors import ConfigError
 from dinox.utils.suggest import did_you_mean
-
-from .errors import ConfigError
 
 TARGET = "_target_"
 
@@ -37,7 +36,7 @@ def call_target(node: DictConfig) -> Callable | None:
 
 
 def locate_target(name: str) -> Callable | None:
-    """The callable with the dotted name `name`, or None."""
+    """The callable with the dotted name ``name``, or None."""
     try:
         found = locate(name)
     except Exception:  # whatever the import of that module raises
@@ -60,7 +59,7 @@ def parameters(node: Any) -> Mapping[str, inspect.Parameter] | None:
 
 
 def argument_kinds(node: Any, name: str) -> frozenset[str] | None:
-    """The kinds that argument `name` of a LazyCall node takes, from its annotation and default; ANY_KIND if unknown."""
+    """The kinds that argument ``name`` of a LazyCall node takes, by its annotation and default; else ANY_KIND."""
     parameter = (parameters(node) or {}).get(name)
     if parameter is None:
         return ANY_KIND
@@ -119,7 +118,7 @@ def annotation_kinds(annotation: Any) -> frozenset[str] | None:
 
 
 def value_kind(value: Any) -> str:
-    """The kind of a value in a config or of an override. A LazyCall node is an `object`: it will become one."""
+    """The kind of a value in a config or of an override. A LazyCall node is an ``object``: it will become one."""
     if value is None:
         return "null"
     if isinstance(value, bool):  # before int, whose subclass it is
@@ -141,7 +140,7 @@ def children(node: DictConfig | ListConfig) -> Iterator[tuple[str, Any]]:
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything below `node`, list indices included."""
+    """(dotted key, value) of everything below ``node``, list indices included."""
     if not isinstance(node, (DictConfig, ListConfig)):
         return
     for key, value in children(node):
@@ -154,7 +153,7 @@ def check_calls(cfg: DictConfig, *, file: str) -> None:
     """Check that each LazyCall of a config can be found and takes the arguments that are written there.
 
     LazyConfig notices neither before the call, and what is set on a part that is overridden later is never noticed.
-    Raises ConfigError naming `file` and the dotted key, with a did-you-mean.
+    Raises ConfigError naming ``file`` and the dotted key, with a did-you-mean.
     """
     for key, node in walk(cfg):
         if not is_call(node):

@@ -1,4 +1,4 @@
-"""What all of `dinox.config` and `dinox.model_zoo` raise for a mistake in a config, an override or a name."""
+"""What all of ``dinox.config`` and ``dinox.model_zoo`` raise for a mistake in a config, an override or a name."""
 
 from dataclasses import dataclass
 

@@ -1,15 +1,14 @@
 """Names of configs and the files behind them.
 
-`dino/dino_r50_4scale_12ep` is `projects/dino/configs/dino_r50_4scale_12ep.py`; `common/data/coco_detr` is
-`configs/common/data/coco_detr.py`. They lie in the copy inside an installed package, else in the checkout.
+``dino/dino_r50_4scale_12ep`` is ``projects/dino/configs/dino_r50_4scale_12ep.py``; ``common/data/coco_detr`` is
+``configs/common/data/coco_detr.py``. They lie in the copy inside an installed package, else in the checkout.
 """
 
 import os
 from pathlib import Path, PurePosixPath
 
+from dinox.config.errors import ConfigError
 from dinox.utils.suggest import did_you_mean
-
-from .errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGED_COPY = _PACKAGE / "model_zoo" / "configs"
@@ -19,7 +18,7 @@ _PROJECTS, _CONFIGS, _COMMON = "projects", "configs", "common"
 
 
 def config_root() -> Path:
-    """The folder that holds `configs/` and `projects/`.
+    """The folder that holds ``configs/`` and ``projects/``.
 
     Raises ConfigError if there is none: an installation without its data files.
     """
@@ -33,7 +32,7 @@ def config_root() -> Path:
 
 
 def list_config_names() -> list[str]:
-    """All `<project>/<config>` names, sorted. Files whose name begins with an underscore are left out."""
+    """All ``<project>/<config>`` names, sorted. Files whose name begins with an underscore are left out."""
     projects = config_root() / _PROJECTS
     names = []
     for file in projects.glob(f"*/{_CONFIGS}/**/*.py"):
@@ -44,7 +43,7 @@ def list_config_names() -> list[str]:
 
 
 def find_config(name: str) -> Path | None:
-    """The file of a name, or None. Takes the name with or without `.py`, and a path as seen from `config_root()`."""
+    """The file of a name, with or without ``.py``, or of a path as seen from ``config_root()``; else None."""
     parts = PurePosixPath(name.removesuffix(".py")).parts
     if len(parts) < 2 or ".." in parts or PurePosixPath(name).is_absolute():
         return None

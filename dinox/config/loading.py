@@ -11,18 +11,18 @@ import yaml
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
-from .calls import check_calls
-from .errors import ConfigError
-from .files import resolve_config
-from .overrides import apply_overrides
+from dinox.config.calls import check_calls
+from dinox.config.errors import ConfigError
+from dinox.config.files import resolve_config
+from dinox.config.overrides import apply_overrides
 
 
 def load_config(path_or_name: str | os.PathLike, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a LazyConfig and apply `key=value` overrides to it, strictly.
+    """Load a LazyConfig and apply ``key=value`` overrides to it, strictly.
 
     Args:
-        path_or_name: a `.py` or `.yaml` file, or a name in the model zoo (`dino/dino_r50_4scale_12ep`).
-        overrides: `key=value` texts: `lr=1e-4`, `names=[a,b]`, `neck=null`, `augmentations.0.prob=1`.
+        path_or_name: a ``.py`` or ``.yaml`` file, or a name in the model zoo (``dino/dino_r50_4scale_12ep``).
+        overrides: ``key=value`` texts: ``lr=1e-4``, ``names=[a,b]``, ``neck=null``, ``augmentations.0.prob=1``.
 
     Raises ConfigError with a did-you-mean for a file, a key or an argument that does not exist, and for a value of
     another type than the one it replaces.
@@ -34,7 +34,7 @@ def load_config(path_or_name: str | os.PathLike, overrides: Sequence[str] = ()) 
 
 
 def load_file(file: str | os.PathLike) -> DictConfig:
-    """Load a `.py` LazyConfig (which runs its code) or a `.yaml` one (which runs nothing: plain values only).
+    """Load a ``.py`` LazyConfig (which runs its code) or a ``.yaml`` one (which runs nothing: plain values only).
 
     Raises ConfigError that names file and line.
     """
@@ -47,7 +47,8 @@ def load_file(file: str | os.PathLike) -> DictConfig:
         )
     try:
         with _import_restored():
-            return LazyConfig.load(str(file))
+            # Absolute, because its relative imports are resolved by cutting folders off this path.
+            return LazyConfig.load(os.path.abspath(file))
     except SyntaxError as error:
         # detectron2 wraps the error of the parser, which knows the line.
         cause = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
@@ -83,7 +84,7 @@ def _import_restored() -> Iterator[None]:
 
 
 def _last_config_line(error: Exception, file: Path) -> str:
-    """`file:line` of the innermost line of a config that was running. Config code runs at module level."""
+    """``file:line`` of the innermost line of a config that was running. Config code runs at module level."""
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if f.name == "<module>" and f.filename.endswith(".py")
     ]

@@ -9,45 +9,54 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dinox.config.calls import TARGET, check_calls, is_call, parameters, walk
+from dinox.config.errors import ConfigError, Source
+from dinox.config.syntax import parse_value, split_override
+from dinox.config.values import Node, check_interpolation, fit_value, shown, takes_text
 from dinox.utils.suggest import closest, did_you_mean
-
-from .calls import TARGET, check_calls, is_call, parameters, walk
-from .errors import ConfigError, Source
-from .syntax import parse_override
-from .values import Node, check_interpolation, fit_value, shown
 
 _LISTED = 12
 """How many keys a message lists."""
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str], *, file: str = "config") -> DictConfig:
-    """Change `cfg` in place by `key=value` texts, and return it.
+    """Change ``cfg`` in place by ``key=value`` texts, and return it.
 
-    Keys are dotted, with list indices (`augmentations.0.prob` or `augmentations[0].prob`). An argument that a callable
-    of the config takes may be set although the config does not spell it, and an empty mapping takes any key. A mapping
-    as value (`train={max_iter: 10}`) sets the keys in it; one with a `_target_` replaces the whole part. `null` removes
-    a part, or is the value of an argument that may be None.
+    Keys are dotted, with list indices (``augmentations.0.prob`` or ``augmentations[0].prob``). An argument that a
+    callable of the config takes may be set although the config does not spell it, and an empty mapping takes any key,
+    or any mapping as a whole. Else a mapping as value (``train={max_iter: 10}``) sets the keys in it; one with a
+    ``_target_`` replaces the whole part. ``null`` removes a part, or is the value of an argument that may be None.
 
-    Raises ConfigError naming `file` and the override: wrong syntax, an unknown key (with a did-you-mean), or a value of
-    another kind than expected (an int is taken for a float, and 1e4 for an int).
+    Raises ConfigError naming ``file`` and the override: wrong syntax, an unknown key (with a did-you-mean), or a value
+    of another kind than expected (an int is taken for a float, and 1e4 for an int).
     """
     for text in overrides:
         source = Source(file, text)
-        for dotted, value in _settings(cfg, *parse_override(source)):
-            _set(cfg, dotted, value, source)
+        dotted, written = split_override(source)
+        value = parse_value(source, dotted, written, is_text=_is_text(cfg, dotted))
+        for key, member in _settings(cfg, dotted, value):
+            _set(cfg, key, member, source)
     if overrides:
         check_calls(cfg, file=file)  # a new `_target_` may not take the arguments that were there
     return cfg
 
 
 def _settings(cfg: DictConfig, dotted: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A mapping for a node that is there becomes one setting for each key in it."""
+    """A mapping for one that has keys becomes one setting for each key in it. Keys of an open one may hold dots."""
     existing = OmegaConf.select(cfg, dotted, throw_on_resolution_failure=False)
-    if isinstance(value, dict) and TARGET not in value and isinstance(existing, DictConfig):
+    if isinstance(value, dict) and TARGET not in value and isinstance(existing, DictConfig) and len(existing) > 0:
         for key, member in value.items():
             yield from _settings(cfg, f"{dotted}.{key}", member)
     else:
         yield dotted, value
+
+
+def _is_text(cfg: DictConfig, dotted: str) -> bool:
+    """Whether the value of a key is text; no for a key that is not there."""
+    parent, _, last = dotted.rpartition(".")
+    node = OmegaConf.select(cfg, parent, throw_on_resolution_failure=False) if parent else cfg
+    key = _existing_key(node, last) if isinstance(node, (DictConfig, ListConfig)) else None
+    return key is not None and takes_text(node, key)
 
 
 def _set(cfg: DictConfig, dotted: str, value: Any, source: Source) -> None:
@@ -67,7 +76,7 @@ def _set(cfg: DictConfig, dotted: str, value: Any, source: Source) -> None:
 
 
 def _descend(node: Node, done: list[str], part: str, source: Source) -> Node:
-    """The config below the key `part` of `node`, whose own path is `done`."""
+    """The config below the key ``part`` of ``node``, whose own path is ``done``."""
     key = _existing_key(node, part)
     dotted = ".".join([*done, part])
     if isinstance(node, DictConfig) and key not in node:
@@ -82,7 +91,7 @@ def _descend(node: Node, done: list[str], part: str, source: Source) -> Node:
 
 
 def _existing_key(node: Node, part: str) -> str | int | None:
-    """`part` as a key of `node`: it is there, or is an argument of the node's callable. None if it is neither."""
+    """``part`` as a key of ``node``: it is there, or is an argument of the node's callable. None if it is neither."""
     if isinstance(node, ListConfig):
         return int(part) if part.isdecimal() and int(part) < len(node) else None
     return part if part in node or part in (parameters(node) or {}) else None
@@ -101,7 +110,7 @@ def _may_add(node: Node, part: str) -> bool:
 
 
 def _unknown_key(node: Node, done: list[str], rest: list[str], source: Source, cfg: DictConfig) -> ConfigError:
-    """The error for the path `done` + `rest`, which `node` at `done` does not have."""
+    """The error for the path ``done`` + ``rest``, which ``node`` at ``done`` does not have."""
     where = f"'{'.'.join(done)}'" if done else "The config"
     if isinstance(node, ListConfig):
         return source.error(f"{where} is a list of {len(node)}: expected an index from 0, got {rest[0]!r}.")

@@ -5,8 +5,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .calls import ANY_KIND, TARGET, argument_kinds, locate_target, parameters, value_kind
-from .errors import Source
+from dinox.config.calls import ANY_KIND, TARGET, argument_kinds, locate_target, parameters, value_kind
+from dinox.config.errors import Source
 
 Node = DictConfig | ListConfig
 
@@ -25,10 +25,10 @@ _ELEMENT_NAMES = {"bool": "switches", "int": "numbers", "float": "numbers", "str
 
 
 def fit_value(node: Node, key: str | int, dotted: str, value: Any, source: Source) -> Any:
-    """`value` as it can be stored at `key` of `node`: unchanged, or an int for a whole float where an int belongs.
+    """``value`` as it can be stored at ``key`` of ``node``: as it is, or an int for a whole float where an int belongs.
 
-    `dotted` is the whole key, for messages. What may stand there is what the annotation of the argument says, and what
-    stands there now. Raises ConfigError naming expected and got.
+    ``dotted`` is the whole key, for messages. What may stand there is what the annotation of the argument says, and
+    what stands there now. Raises ConfigError naming expected and got.
     """
     if key == TARGET:
         return _fit_target(dotted, value, source)
@@ -46,8 +46,14 @@ def fit_value(node: Node, key: str | int, dotted: str, value: Any, source: Sourc
     raise source.error(f"'{dotted}': expected {_listed(expected)}, got {got}. It is {shown(current)} now.{cure}")
 
 
+def takes_text(node: Node, key: str | int) -> bool:
+    """Whether text is known to fit at ``key`` of ``node``."""
+    expected, _ = _expected_kinds(node, key)
+    return expected is not ANY_KIND and "str" in expected
+
+
 def check_interpolation(node: Node, key: str | int, dotted: str, source: Source) -> None:
-    """Check that an interpolation stored at `key` of `node` has a target. Raises ConfigError."""
+    """Check that an interpolation stored at ``key`` of ``node`` has a target. Raises ConfigError."""
     if not OmegaConf.is_interpolation(node, key):
         return
     try:
@@ -73,7 +79,7 @@ def _fit_target(dotted: str, value: Any, source: Source) -> str:
 
 
 def _expected_kinds(node: Node, key: str | int) -> tuple[frozenset[str] | None, Any]:
-    """The kinds that may be stored at `key` of `node`, and what is there now."""
+    """The kinds that may be stored at ``key`` of ``node``, and what is there now."""
     annotated = argument_kinds(node, key) if isinstance(key, str) else ANY_KIND
     current = _current(node, key)
     kind = value_kind(current)
@@ -87,7 +93,7 @@ def _expected_kinds(node: Node, key: str | int) -> tuple[frozenset[str] | None, 
 
 
 def _current(node: Node, key: str | int) -> Any:
-    """What is at `key` of `node`, interpolations resolved; the default of an argument that is not spelt; else None."""
+    """What is at ``key`` of ``node``, interpolations resolved, or the default of an argument not spelt; else None."""
     if isinstance(node, DictConfig) and key not in node:
         parameter = (parameters(node) or {}).get(key)
         return None if parameter is None or parameter.default is parameter.empty else parameter.default

@@ -1,11 +1,12 @@
 """Datasets and data loading. Importing this registers the embedded dataset; it writes nothing."""
 
-from .augmentation import detr_augmentation, resize_augmentation
-from .checks import check_coco_json, check_data, check_num_classes
-from .errors import DataError
-from .loader import load_dataset_dicts
-from .mapper import DetectionMapper
-from .shapes import register_default_shapes, register_shapes
+from dinox.data.augmentation import detr_augmentation, resize_augmentation
+from dinox.data.checks import check_data, check_num_classes
+from dinox.data.coco_json import check_coco_json
+from dinox.data.errors import DataError
+from dinox.data.loader import load_dataset_dicts
+from dinox.data.mapper import DetectionMapper
+from dinox.data.shapes import register_default_shapes, register_shapes
 
 __all__ = [
     "DataError",

@@ -59,7 +59,7 @@ def detr_augmentation(
         max_size: the longer edge is not made longer than this.
         crop_short_edges: the shorter edge before the crop, drawn likewise.
         crop_size: (least, greatest) length of each side of the crop, each drawn uniformly and cut to the image's.
-        crop_max_size: as `max_size`, before the crop.
+        crop_max_size: as ``max_size``, before the crop.
         crop_probability: of the branch with the crop; 0 leaves it out.
         flip_probability: of the horizontal flip.
     """
@@ -73,7 +73,7 @@ def detr_augmentation(
 def resize_augmentation(
     *, short_edge: int = DETR_SHORT_EDGES[-1], max_size: int = DETR_MAX_SIZE
 ) -> list[T.Augmentation]:
-    """What evaluation does: the shorter edge to `short_edge` pixels, the longer one to at most `max_size`."""
+    """What evaluation does: the shorter edge to ``short_edge`` pixels, the longer one to at most ``max_size``."""
     return [_resize([short_edge], max_size)]
 
 

@@ -9,26 +9,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from dinox.data.coco_json import box_fault, check_coco_json, is_whole
+from dinox.data.errors import DataError
 from dinox.utils.suggest import did_you_mean
-
-from .coco_json import box_fault, check_coco_json, find_problems, is_whole, read_coco_json
-from .errors import DataError
-
-__all__ = [
-    "DataError",
-    "annotations_are_valid",
-    "check_annotations",
-    "check_coco_json",
-    "check_data",
-    "check_dataset",
-    "check_num_classes",
-    "check_registered",
-    "check_same_classes",
-    "dataset_names",
-    "find_problems",
-    "load_dataset",
-    "read_coco_json",
-]
 
 _LISTED = 10
 """How many class names a message lists."""
@@ -40,51 +23,70 @@ def check_data(cfg: DictConfig, *, training: bool = True) -> None:
     """Check everything about the data of a LazyConfig that can be known before the first step.
 
     The datasets are registered, their files are there and well formed, their classes are the same, and as many as
-    `cfg.model.num_classes`. It reads each json, so that one process of several is enough.
+    ``cfg.model.num_classes``; the mappers read images in the format ``cfg.model.input_format``. It reads each json, so
+    that one process of several is enough.
 
     Args:
-        cfg: with `dataloader.test` and, in training, `dataloader.train`; either may be missing.
+        cfg: with ``dataloader.test`` and, in training, ``dataloader.train``; either may be missing.
         training: False checks the test datasets only.
 
     Raises DataError.
     """
     train = dataset_names(cfg.dataloader.get("train")) if training else []
     names = [*train, *(name for name in dataset_names(cfg.dataloader.get("test")) if name not in train)]
-    for name in names:
-        check_dataset(name, annotated=name in train)
-    check_same_classes(names)
     num_classes = OmegaConf.select(cfg, "model.num_classes")
+    check_image_formats(cfg)
+    for name in names:
+        check_dataset(name, annotated=name in train, num_classes=num_classes)
+    check_same_classes(names)
     if num_classes is not None:
         check_num_classes(num_classes, names)
 
 
 def dataset_names(loader: DictConfig | None) -> list[str]:
-    """The dataset names of `dataloader.train` or `dataloader.test`; none if it is missing or made otherwise."""
+    """The dataset names of ``dataloader.train`` or ``dataloader.test``; none if it is missing or made otherwise."""
     names = None if loader is None else OmegaConf.select(loader, "dataset.names")
     if names is None:
         return []
     return list(names) if isinstance(names, (list, tuple, ListConfig)) else [names]
 
 
-def check_dataset(name: str, *, annotated: bool = True) -> None:
-    """Check one registered dataset: its json and image folder or, without a COCO json, its dicts. Raises DataError."""
+def check_image_formats(cfg: DictConfig) -> None:
+    """Check that the mappers of a LazyConfig read what its model takes. Raises DataError with the keys and values."""
+    expected = OmegaConf.select(cfg, "model.input_format")
+    for split in ("train", "test"):
+        key = f"dataloader.{split}.mapper.image_format"
+        found = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+        if expected is not None and found is not None and found != expected:
+            raise DataError(
+                f"{key} is {found!r}, but model.input_format is {expected!r}. Set both to the order of the channels "
+                f"that the initial weights, pixel_mean and pixel_std are made for."
+            )
+
+
+def check_dataset(name: str, *, annotated: bool = True, num_classes: int | None = None) -> None:
+    """Check one registered dataset: its json and image folder or, without a COCO json, its dicts.
+
+    ``num_classes``: the model's, for datasets that do not name their classes. Raises DataError.
+    """
     check_registered(name)
     metadata = MetadataCatalog.get(name)
     json_file = _coco_json_of(name)
     if json_file is None or not os.path.isfile(json_file):
         # Datasets may be made when they are first asked for. If this is none of them, it says that the file is missing.
-        load_dataset(name)
+        load_dataset(name, num_classes=num_classes)
         return
     classes = _check_json(name, json_file, annotated=annotated)
     registered = metadata.get("thing_classes")
-    if registered is not None and list(registered) != classes:
+    if registered is None:
+        # As detectron2 does on loading; known earlier, so that they can be compared with other datasets and the model.
+        metadata.thing_classes = classes
+    elif registered != classes:  # for detectron2 a tuple is another value than a list
         raise DataError(
-            f"Dataset {name!r}: registered with the classes {_listed(registered)}, "
-            f"but {json_file} has {_listed(classes)}. "
+            f"Dataset {name!r}: registered with the {type(registered).__name__} of classes {_listed(registered)}, "
+            f"but {json_file} has the list {_listed(classes)}. "
             f"Leave 'thing_classes' out of the registration: they are read from the file."
         )
-    # As detectron2 does on loading; known earlier, so that they can be compared with other datasets and the model.
-    metadata.thing_classes = classes
 
 
 def check_registered(name: str) -> None:
@@ -97,11 +99,11 @@ def check_registered(name: str) -> None:
         )
 
 
-def load_dataset(name: str) -> list[dict]:
+def load_dataset(name: str, *, num_classes: int | None = None) -> list[dict]:
     """The dicts of a registered dataset, in detectron2's format, checked.
 
-    The json is parsed once when it is good. When it is not, it is read again to find the annotation at fault.
-    Raises DataError.
+    Class indices are checked against the dataset's classes, or ``num_classes`` if it does not name them. The json is
+    parsed once when it is good. When it is not, it is read again to find the annotation at fault. Raises DataError.
     """
     check_registered(name)
     try:
@@ -113,9 +115,12 @@ def load_dataset(name: str) -> list[dict]:
         raise DataError(f"Dataset {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if len(dicts) == 0:
         raise DataError(f"Dataset {name!r} is empty: expected at least one image.")
-    if not annotations_are_valid(dicts, num_classes=_num_classes(name)):
+    classes = _class_names(name)
+    if classes is not None:
+        num_classes = len(classes)
+    if not annotations_are_valid(dicts, num_classes=num_classes):
         _explain_by_json(name)  # it knows the annotations' ids
-        _check_each(name, dicts)
+        _check_each(name, dicts, num_classes)
     return dicts
 
 
@@ -146,7 +151,7 @@ def check_same_classes(names: Sequence[str]) -> None:
 def check_num_classes(num_classes: int, names: Sequence[str], *, key: str = "model.num_classes") -> None:
     """Check the model's number of classes against that of the datasets. Raises DataError with both, and the override.
 
-    Datasets whose classes are not known are left out. `key`: the config key that holds the number.
+    Datasets whose classes are not known are left out. ``key``: the config key that holds the number.
     """
     for name in names:
         classes = _class_names(name)
@@ -160,7 +165,7 @@ def check_num_classes(num_classes: int, names: Sequence[str], *, key: str = "mod
 def check_annotations(record: dict, *, num_classes: int | None = None) -> None:
     """Check class indices and boxes of one image in detectron2's format. Raises DataError naming file and annotation.
 
-    `category_id` is an index from 0 here; None leaves its upper bound unchecked.
+    ``category_id`` is an index from 0 here; None leaves its upper bound unchecked.
     """
     for index, annotation in enumerate(record.get("annotations", ())):
         fault = _annotation_fault(annotation, num_classes)
@@ -169,7 +174,7 @@ def check_annotations(record: dict, *, num_classes: int | None = None) -> None:
 
 
 def annotations_are_valid(dicts: Sequence[dict], *, num_classes: int | None = None) -> bool:
-    """A fast yes for what nearly all datasets are: `check_annotations` would pass. A no means: look at each."""
+    """A fast yes for what nearly all datasets are: ``check_annotations`` would pass. A no means: look at each."""
     annotations = [annotation for record in dicts for annotation in record.get("annotations", ())]
     if not annotations:
         return True
@@ -208,10 +213,10 @@ def _explain_by_json(name: str) -> None:
         _check_json(name, json_file, annotated=False)
 
 
-def _check_each(name: str, dicts: Sequence[dict]) -> None:
+def _check_each(name: str, dicts: Sequence[dict], num_classes: int | None) -> None:
     for record in dicts:
         try:
-            check_annotations(record, num_classes=_num_classes(name))
+            check_annotations(record, num_classes=num_classes)
         except DataError as error:
             raise DataError(f"Dataset {name!r}: {error}") from error
 
@@ -220,7 +225,8 @@ def _annotation_fault(annotation: dict, num_classes: int | None) -> str | None:
     category = annotation.get("category_id")
     if not is_whole(category) or category < 0 or (num_classes is not None and category >= num_classes):
         allowed = "a class index from 0" + (f" to {num_classes - 1}" if num_classes is not None else "")
-        return f"'category_id': expected {allowed}, got {category!r}. Map the ids of your categories to 0, 1, 2, ..."
+        cure = "Map the ids of your categories to 0, 1, 2, ..., and set model.num_classes to their number."
+        return f"'category_id': expected {allowed}, got {category!r}. {cure}"
     box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
     if mode not in _BOX_MODES:
         return (
@@ -235,11 +241,6 @@ def _annotation_fault(annotation: dict, num_classes: int | None) -> str | None:
 
 def _record_name(record: dict) -> str:
     return str(record.get("file_name") or f"image {record.get('image_id')}")
-
-
-def _num_classes(name: str) -> int | None:
-    classes = _class_names(name)
-    return None if classes is None else len(classes)
 
 
 def _class_names(name: str) -> list[str] | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from .errors import DataError
+from dinox.data.errors import DataError
 
 _LISTED = 10
 """How many ids a message lists; the total follows."""
@@ -26,7 +26,7 @@ _FIRST_IMAGES = 8
 class Problem:
     """One kind of mistake in a json, with everything that has it.
 
-    `where`: "annotation" or "image" or "category", whose ids (or positions as "#3", where there is no id) `ids` are.
+    ``where``: "annotation" or "image" or "category", whose ids (or positions as "#3", without an id) ``ids`` are.
     """
 
     field: str
@@ -55,8 +55,8 @@ def check_coco_json(
 
     Args:
         json_file: categories, images and annotations; boxes are absolute (x, y, width, height).
-        image_root: the folder that the images' `file_name` is relative to; None leaves it unchecked.
-        annotated: False allows a file without `annotations`, as those of test sets are.
+        image_root: the folder that the images' ``file_name`` is relative to; None leaves it unchecked.
+        annotated: False allows a file without ``annotations``, as those of test sets are.
 
     Raises DataError naming the file and the field or ids.
     """
@@ -262,7 +262,7 @@ def box_fault(box: Any, *, corners: bool = False) -> tuple[str, str, str] | None
     Boxes without area and outside of the image are not a fault here: training leaves them out.
 
     Args:
-        box: (x, y, width, height), or (x1, y1, x2, y2) if `corners`; any sequence.
+        box: (x, y, width, height), or (x1, y1, x2, y2) if ``corners``; any sequence.
     """
     order = "x1, y1, x2, y2" if corners else "x, y, width, height"
     # A numpy array has a length as well; a text has one too.

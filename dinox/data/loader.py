@@ -1,15 +1,15 @@
-"""Dataset dicts for detectron2's own `build_detection_train_loader` and `build_detection_test_loader`."""
+"""Dataset dicts for detectron2's own ``build_detection_train_loader`` and ``build_detection_test_loader``."""
 
 from collections.abc import Sequence
 
 from detectron2.data import get_detection_dataset_dicts
 
-from .checks import annotations_are_valid, check_registered, check_same_classes, load_dataset
-from .errors import DataError
+from dinox.data.checks import annotations_are_valid, check_registered, check_same_classes, load_dataset
+from dinox.data.errors import DataError
 
 
 def load_dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> list[dict]:
-    """detectron2's `get_detection_dataset_dicts`, with errors that name the file and the annotation.
+    """detectron2's ``get_detection_dataset_dicts``, with errors that name the file and the annotation.
 
     The json files are parsed once when they are good, and again only to explain what is wrong.
 

@@ -7,8 +7,8 @@ from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import SizeMismatchError
 from PIL import Image
 
-from .checks import check_annotations
-from .errors import DataError
+from dinox.data.checks import check_annotations
+from dinox.data.errors import DataError
 
 IMAGE_FORMATS = ("RGB", "BGR")
 
@@ -19,21 +19,21 @@ _UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
 class DetectionMapper:
-    """detectron2's `DatasetMapper` for detection, with errors that name the file.
+    """detectron2's ``DatasetMapper`` for detection, with errors that name the file.
 
-    In: a dict with `file_name`, and in training `annotations`. Out: the same dict (another object) with
+    In: a dict with ``file_name``, and in training ``annotations``. Out: the same dict (another object) with
 
-    * `image`: uint8 tensor (3, H, W), 0..255, channels in the order of `image_format`, after the augmentations;
-    * in training `instances`: `gt_boxes` (absolute x1, y1, x2, y2 inside of the augmented image) and `gt_classes`.
-      Crowds are left out, and so are boxes that have no area, for instance after a crop. It may be empty.
+    * ``image``: uint8 tensor (3, H, W), 0..255, channels in the order of ``image_format``, after the augmentations;
+    * in training ``instances``: ``gt_boxes`` (absolute x1, y1, x2, y2 inside of the augmented image) and
+      ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty.
 
-    `height` and `width` stay those of the image file: the size that detections are given in.
+    ``height`` and ``width`` stay those of the image file: the size that detections are given in.
 
     Args:
-        is_train: whether to make `instances`.
+        is_train: whether to make ``instances``.
         augmentations: of detectron2, applied in this order.
         image_format: "RGB" or "BGR".
-        num_classes: if given, class indices are checked against it. Datasets loaded by `load_dataset_dicts` are
+        num_classes: if given, class indices are checked against it. Datasets loaded by ``load_dataset_dicts`` are
             checked there.
 
     Raises DataError for an image that cannot be read or has another size than its dict says, and for annotations with a

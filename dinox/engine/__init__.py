@@ -1,9 +1,9 @@
 """Training and evaluation on detectron2's trainer."""
 
-from .optimizer import ClippedAdamW, get_optimizer_params
-from .schedule import cosine_schedule, step_schedule
-from .trainer import Trainer
-from .training import evaluate, train
+from dinox.engine.optimizer import ClippedAdamW, get_optimizer_params
+from dinox.engine.schedule import cosine_schedule, step_schedule
+from dinox.engine.trainer import Trainer
+from dinox.engine.training import evaluate, train
 
 __all__ = [
     "ClippedAdamW",

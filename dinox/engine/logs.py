@@ -109,5 +109,6 @@ def _is_our_warning(record: logging.LogRecord) -> bool:
 
 class _ConsoleFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
-        message = super().formatMessage(record)
-        return message if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {message}"
+        if record.levelno >= logging.WARNING:
+            record.message = f"{record.levelname.lower()}: {record.message.strip()}"
+        return super().formatMessage(record)

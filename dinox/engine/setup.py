@@ -10,11 +10,35 @@ import torch
 from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from .logs import RunLog
+from dinox.engine.logs import RunLog
 
 logger = logging.getLogger(__name__)
+
+_LEAST = {
+    "train.max_iter": 1,
+    "train.log_period": 1,
+    "train.eval_period": 0,  # none before the end
+    "train.checkpointer.period": 1,
+    "train.checkpointer.max_to_keep": 1,
+    "dataloader.train.total_batch_size": 1,
+}
+"""The least value of the training loop's numbers."""
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Check the training loop's numbers where the config has them. Raises ValueError naming key and value."""
+    for key, least in _LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"{key}: expected a whole number of at least {least}, got {value!r}")
+    batch, processes = OmegaConf.select(cfg, "dataloader.train.total_batch_size"), comm.get_world_size()
+    if batch is not None and batch % processes:
+        raise ValueError(
+            f"dataloader.train.total_batch_size={batch} cannot be shared by {processes} processes: give a multiple of "
+            f"{processes}"
+        )
 
 
 def resolve_device(configured: str, *, requested: str | None = None) -> torch.device:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FILES_IN_ERROR = 16  # a whole batch of the papers
+_OPTIMIZER_SETTINGS = ("lr", "weight_decay", "momentum", "betas", "eps")
 
 
 class Trainer(SimpleTrainer):
@@ -118,10 +119,34 @@ class Trainer(SimpleTrainer):
         return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Raises ValueError if the optimizer's settings are not those of the checkpoint, which torch would take."""
+        _check_same_settings(self.optimizer.param_groups, state_dict["optimizer"]["param_groups"])
         super().load_state_dict(state_dict)
         # Empty in the checkpoint of a run that needed no scaler.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _check_same_settings(configured: list[dict], saved: list[dict]) -> None:
+    """``configured``, ``saved``: parameter groups of the config's and of the checkpoint's optimizer."""
+    cure = (
+        "Resume with the settings of the run, or start another one from its weights, with train.init_checkpoint and "
+        "another train.output_dir"
+    )
+    sizes, saved_sizes = ([len(group["params"]) for group in groups] for groups in (configured, saved))
+    if sizes != saved_sizes:
+        raise ValueError(
+            f"resuming: the config's optimizer has parameter groups of {sizes} tensors, the checkpoint's of "
+            f"{saved_sizes}. {cure}"
+        )
+    changes = []
+    for ours, theirs in zip(configured, saved):
+        theirs = theirs | {"lr": theirs.get("initial_lr", theirs["lr"])}  # before the schedule
+        for key in _OPTIMIZER_SETTINGS:
+            if key in ours and key in theirs and ours[key] != theirs[key]:
+                changes.append(f"{key} is {ours[key]} in the config and {theirs[key]} in the checkpoint")
+    if changes:
+        raise ValueError(f"resuming: {'; '.join(dict.fromkeys(changes))}. {cure}")
 
 
 def _gather(scalars: Mapping[str, Tensor], data_time: float) -> list[dict[str, float]]:

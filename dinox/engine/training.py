@@ -6,28 +6,31 @@ Both functions check all that can be checked first; only then is the output fold
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
+from itertools import chain
 
 import torch
 from detectron2.config import instantiate
+from detectron2.data import MapDataset
 from detectron2.engine import HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from dinox.checkpoint.loading import Checkpointer, load_weights
 from dinox.data.checks import check_data
+from dinox.engine.logs import Console, RunLog
+from dinox.engine.setup import check_settings, open_output_folder, resolve_device, seed_everything
+from dinox.engine.trainer import Trainer
+from dinox.engine.writers import build_writers
 from dinox.evaluation import evaluate_model
-
-from .logs import Console, RunLog
-from .setup import open_output_folder, resolve_device, seed_everything
-from .trainer import Trainer
-from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, float]
+Evaluation = Callable[[nn.Module], Results]
 
 
 def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, console: Console = "full") -> Results:
@@ -36,11 +39,12 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
     Args:
         cfg: with ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier`` and ``train``, as for detectron2's
             ``lazyconfig_train_net.py``. It is not changed.
-        resume: continue from the last checkpoint in ``train.output_dir``, if there is one.
+        resume: continue from the last checkpoint in ``train.output_dir``, if there is one. Without it, a folder that
+            holds checkpoints is an error.
         device: "cpu" or "cuda", which then must exist. By default ``train.device``, or the CPU where there is no GPU.
         console: "full", "progress" or "off"; ``log.txt`` in the output folder has everything.
 
-    Returns metrics under flat names (see :func:`dinox.evaluation.evaluate_model`); empty without
+    Returns metrics under flat names (see ``dinox.evaluation.evaluate_model``); empty without
     ``dataloader.evaluator``, and on all ranks but the first.
 
     Raises ValueError (of various kinds, with one-line messages) for mistakes in config, data or checkpoint, and
@@ -48,16 +52,20 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
     """
     with RunLog(console=console) as log:
         _require(cfg, "model", "dataloader.train", "optimizer.params", "lr_multiplier", "train.max_iter")
+        check_settings(cfg)
+        if not resume:
+            _check_no_checkpoints(cfg.train.output_dir)
         resolved = resolve_device(cfg.train.device, requested=device)
         _check_data_once(cfg, training=True)
+        evaluation = _prepare_evaluation(cfg) if "evaluator" in cfg.dataloader else None
         seed_everything(cfg.train.get("seed", -1))
-        run = _TrainingRun(cfg, device=resolved, resume=resume)
+        run = _TrainingRun(cfg, device=resolved, resume=resume, evaluation=evaluation)
         # Nothing is left that can be checked.
         output_dir = open_output_folder(cfg.train.output_dir, cfg=cfg, log=log)
         logger.debug("Model:\n%s", run.model)
         logger.info("Training from iteration %d to %d", run.start, cfg.train.max_iter)
         logger.info("%s on %d x %s; output: %s", run.precision, comm.get_world_size(), resolved.type, output_dir)
-        run.trainer.register_hooks(run.make_hooks())
+        run.register_writers()
         run.trainer.train(run.start, cfg.train.max_iter)
         return run.results
 
@@ -65,23 +73,24 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
 def evaluate(cfg: DictConfig, *, resume: bool = False, device: str | None = None, console: Console = "full") -> Results:
     """Evaluate ``train.init_checkpoint``, or with ``resume`` the last checkpoint in ``train.output_dir``.
 
-    Other arguments, results and errors as in :func:`train`; writes nothing but what ``dataloader.evaluator`` writes.
+    Other arguments, results and errors as in ``train``; writes nothing but what ``dataloader.evaluator`` writes.
     """
     with RunLog(console=console):
         _require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train.device")
         resolved = resolve_device(cfg.train.device, requested=device)
         weights = _weights_to_evaluate(cfg, resume)
         _check_data_once(cfg, training=False)
+        evaluation = _prepare_evaluation(cfg)
         seed_everything(cfg.train.get("seed", -1))
         model = instantiate(cfg.model).to(resolved)
         load_weights(model, weights, purpose="evaluate")
-        return _evaluate(cfg, model)
+        return evaluation(model)
 
 
 class _TrainingRun:
     """The objects of one training run, with the weights it starts from. ``start``: the iteration to begin with."""
 
-    def __init__(self, cfg: DictConfig, *, device: torch.device, resume: bool):
+    def __init__(self, cfg: DictConfig, *, device: torch.device, resume: bool, evaluation: "Evaluation | None"):
         # The model becomes a part of the config, as in detectron2's script.
         self.cfg = cfg = copy.deepcopy(cfg)
         self.precision = cfg.train.amp.get("dtype", "bf16") if cfg.train.amp.enabled else "fp32"
@@ -92,26 +101,27 @@ class _TrainingRun:
         optimizer = instantiate(cfg.optimizer)
         self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
         resuming = self._start_weights(resume)
+        batches = iter(instantiate(cfg.dataloader.train))
+        first_batch = next(batches)  # now, so that images that cannot be read show before anything is written
         self.trainer = Trainer(
             model=create_ddp_model(self.model, **_ddp_options(cfg.train.ddp, device)),
-            data_loader=instantiate(cfg.dataloader.train),
+            data_loader=chain([first_batch], batches),
             optimizer=optimizer,
             device=device,
             precision=self.precision,
         )
         self.checkpointer.add_checkpointable("trainer", self.trainer)
-        self.start = self._resume() if resuming else 0
         self.results: Results = {}
+        self._evaluation = evaluation
+        self.trainer.register_hooks(self._make_hooks())  # before resuming: their state is in the checkpoint
+        self.start = self._resume() if resuming else 0
 
     def _start_weights(self, resume: bool) -> bool:
         """Load the initial weights, unless there is a checkpoint to resume; returns whether there is."""
-        folder, found = self.cfg.train.output_dir, self.checkpointer.has_checkpoint()
-        if resume and found:
+        if resume and self.checkpointer.has_checkpoint():
             return True
         if resume:
-            logger.warning("No checkpoint to resume in %s: starting anew", folder)
-        elif found:
-            logger.warning("%s holds checkpoints of an earlier run; those of the same name will be replaced", folder)
+            logger.warning("No checkpoint to resume in %s: starting anew", self.cfg.train.output_dir)
         if self.cfg.train.init_checkpoint:
             load_weights(self.model, self.cfg.train.init_checkpoint)
         return False
@@ -130,21 +140,24 @@ class _TrainingRun:
         logger.info("Resuming from %s", path)
         return start
 
-    def make_hooks(self) -> list[HookBase | None]:
+    def _make_hooks(self) -> list[HookBase | None]:
         train, is_main = self.cfg.train, comm.is_main_process()
-        writers = build_writers(train.output_dir, max_iter=train.max_iter) if is_main else []
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
             hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if is_main else None,
             hooks.EvalHook(train.eval_period, self._evaluate),
-            # Last, so that it writes what the others measured.
-            hooks.PeriodicWriter(writers, train.log_period),
         ]
 
+    def register_writers(self) -> None:
+        """The last hook, so that it writes what the others measured. It opens files in the output folder."""
+        train = self.cfg.train
+        writers = build_writers(train.output_dir, max_iter=train.max_iter) if comm.is_main_process() else []
+        self.trainer.register_hooks([hooks.PeriodicWriter(writers, train.log_period)])
+
     def _evaluate(self) -> Results:
-        if "evaluator" in self.cfg.dataloader:
-            self.results = _evaluate(self.cfg, self.trainer.model)
+        if self._evaluation is not None:
+            self.results = self._evaluation(self.trainer.model)
         return self.results
 
 
@@ -161,8 +174,29 @@ def _require(cfg: DictConfig, *keys: str) -> None:
         )
 
 
-def _evaluate(cfg: DictConfig, model: nn.Module | Callable) -> Results:
-    return evaluate_model(model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator))
+def _check_no_checkpoints(output_dir: str) -> None:
+    if Checkpointer(nn.Module(), output_dir).has_checkpoint():
+        raise ValueError(
+            f"train.output_dir={output_dir} holds checkpoints of an earlier run: resume it (--resume), or give another "
+            "train.output_dir"
+        )
+
+
+def _prepare_evaluation(cfg: DictConfig) -> Evaluation:
+    """Build loader and evaluator and read the first image now, so that mistakes do not wait until an epoch is over."""
+    evaluator = cfg.dataloader.evaluator
+    names = evaluator.get("dataset_name") if isinstance(evaluator, DictConfig) else None
+    if isinstance(names, ListConfig):
+        raise ValueError(
+            f"dataloader.test.dataset.names={list(names)}: the evaluator takes one dataset, not a list. Give one "
+            f"name, dataloader.test.dataset.names={names[0] if names else 'NAME'}, and evaluate others in runs of "
+            "their own"
+        )
+    loader = instantiate(cfg.dataloader.test)
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, MapDataset):
+        dataset[0]
+    return partial(evaluate_model, data_loader=loader, evaluator=instantiate(evaluator))
 
 
 def _check_data_once(cfg: DictConfig, *, training: bool) -> None:

@@ -1,6 +1,6 @@
 """Scoring detections with detectron2's evaluators, and looking at them."""
 
-from .contact_sheet import draw_contact_sheet
-from .detections import evaluate_model
+from dinox.evaluation.contact_sheet import draw_contact_sheet
+from dinox.evaluation.detections import evaluate_model
 
 __all__ = ["draw_contact_sheet", "evaluate_model"]

@@ -4,12 +4,13 @@ Legend: B images, Q queries, S memory tokens, D channels, H heads, L levels, P p
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dinox.ops import ms_deform_attn
+from dinox.structures import Memory
+from dinox.utils.precision import at_least_float32
 
 
 def ring_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
@@ -25,16 +26,16 @@ def ring_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     return offsets.expand(-1, num_levels, -1, -1).flatten()
 
 
-def sampling_locations(references: Tensor, offsets: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
+def sampling_locations(references: Tensor, offsets: Tensor, level_sizes: Tensor) -> Tensor:
     """Where to sample, in [0, 1] of every level.
 
     references: (B, Q, L, 2) points, the offsets count cells; or (B, Q, L, 4) boxes (cxcywh), the offsets count half
-    box sizes, shared by the points. offsets: (B, Q, H, L, P, 2). Returns (B, Q, H, L, P, 2), xy.
+    box sizes, shared by the points. offsets: (B, Q, H, L, P, 2). level_sizes: (L, 2), (width, height).
+    Returns (B, Q, H, L, P, 2), xy.
     """
     anchors = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
     if references.shape[-1] == 2:
-        cells = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=offsets.dtype, device=offsets.device)
-        return anchors + offsets / cells[:, None]
+        return anchors + offsets / level_sizes[:, None]
     num_points = offsets.shape[-2]
     return anchors[..., :2] + offsets / num_points * anchors[..., 2:] * 0.5
 
@@ -68,31 +69,19 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(
-        self,
-        query: Tensor,
-        references: Tensor,
-        memory: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        padding_mask: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, query: Tensor, references: Tensor, memory: Memory) -> Tensor:
         """query: (B, Q, D), positions already added. references: (B, Q, L, 2) or (B, Q, L, 4), in [0, 1] of each level.
-        memory: (B, S, D). padding_mask: (B, S) bool, True = padding. Returns (B, Q, D).
+        Returns (B, Q, D).
         """
         samples = (self.num_heads, self.num_levels, self.num_points)
-        value = self.value_proj(memory)
-        if padding_mask is not None:
+        value = self.value_proj(memory.tokens)
+        if memory.is_padded:
             # After the projection, so that its bias does not leak into padding.
-            value = value.masked_fill(padding_mask[..., None], 0.0)
+            value = value.masked_fill(memory.padding_mask[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, H, D / H)
-        # Coordinates stay in at least float32 under autocast: half precision cannot address a pixel of a large map.
-        offsets = _at_least_float32(self.sampling_offsets(query)).unflatten(-1, (*samples, 2))
-        weights = _at_least_float32(self.attention_weights(query)).unflatten(-1, (self.num_heads, -1))
+        offsets = at_least_float32(self.sampling_offsets(query)).unflatten(-1, (*samples, 2))
+        weights = at_least_float32(self.attention_weights(query)).unflatten(-1, (self.num_heads, -1))
         weights = weights.softmax(-1).unflatten(-1, samples[1:])  # one softmax over all L * P samples
-        locations = sampling_locations(_at_least_float32(references), offsets, spatial_shapes)
-        sampled = ms_deform_attn(value, spatial_shapes, locations, weights)  # (B, Q, D)
+        locations = sampling_locations(at_least_float32(references), offsets, memory.level_sizes)
+        sampled = ms_deform_attn(value, memory.spatial_shapes, locations, weights)  # (B, Q, D)
         return self.dropout(self.output_proj(sampled))
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -8,9 +8,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dinox.utils.precision import at_least_float32
+
 _FULL_TURN = 2 * math.pi
 _NORMALISER_EPS = 1e-6
-ANCHOR_TEMPERATURE = 10000  # always, also where the map uses 20 (facts of both DINO implementations)
+ANCHOR_TEMPERATURE = 10000  # always, also where the map uses 20, in the official DINO and in detrex
 
 
 def sine_features(angles: Tensor, num_features: int, temperature: float) -> Tensor:
@@ -40,8 +42,8 @@ def sine_anchor_embedding(anchors: Tensor, num_features: int, temperature: float
 
     DAB-DETR, equation 8; in float32 whatever the autocast dtype, since the phases reach 2 pi * 1.
     """
-    order = [1, 0, 2, 3][: anchors.shape[-1]]
-    return sine_features(anchors.float()[..., order] * _FULL_TURN, num_features, temperature).flatten(-2)
+    x, y, *size = at_least_float32(anchors).unbind(-1)
+    return sine_features(torch.stack([y, x, *size], dim=-1) * _FULL_TURN, num_features, temperature).flatten(-2)
 
 
 class SinePositionEmbedding(nn.Module):

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from dinox.structures import BACKGROUND, Targets
+from dinox.utils.precision import at_least_float32
 
 Cost = Callable[[Tensor, Tensor, Targets], Tensor]
 
@@ -44,8 +45,8 @@ class HungarianMatcher:
         return _through_one_tensor(matches, predictions[0][0].device)
 
     def cost_matrix(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        """(A, B, N, M) total cost in float32."""
-        logits, boxes = logits.float(), boxes.float()
+        """(A, B, N, M) total cost."""
+        logits, boxes = at_least_float32(logits), at_least_float32(boxes)
         return torch.stack([cost(logits, boxes, targets) for cost in self.costs.values()]).sum(0)
 
     @staticmethod
@@ -77,7 +78,8 @@ class HungarianMatcher:
         return "matching needs finite costs, but their sum is not finite."
 
     def _terms(self, logits: Tensor, boxes: Tensor, targets: Targets) -> list[tuple[str, Tensor]]:
-        return [(name, cost(logits.float(), boxes.float(), targets)) for name, cost in self.costs.items()]
+        logits, boxes = at_least_float32(logits), at_least_float32(boxes)
+        return [(name, cost(logits, boxes, targets)) for name, cost in self.costs.items()]
 
 
 def _through_one_tensor(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -1,13 +1,14 @@
-"""What `detectron2.model_zoo` does, for dinox's configs.
+"""What ``detectron2.model_zoo`` does, for dinox's configs.
 
-Names are `dino/dino_r50_4scale_12ep`, with or without `.py`; the shared parts can be had as `common/data/coco_detr.py`.
+Names are ``dino/dino_r50_4scale_12ep``, with or without ``.py``; the shared parts can be had as
+``common/data/coco_detr.py``.
 """
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from omegaconf import DictConfig
 
+from dinox.checkpoint import load_weights
 from dinox.config import ConfigError, load_config
 from dinox.config.files import list_config_names, require_config
 
@@ -42,8 +43,8 @@ def get_config(name: str, trained: bool = False) -> DictConfig:
 
     Args:
         name: see above.
-        trained: put the address of the trained weights into `train.init_checkpoint`. Otherwise it stays what the config
-            says, which is the pretrained backbone or nothing.
+        trained: put the address of the trained weights into ``train.init_checkpoint``. Otherwise it stays what the
+            config says, which is the pretrained backbone or nothing.
     """
     cfg = load_config(get_config_file(name))
     if trained:
@@ -52,10 +53,12 @@ def get_config(name: str, trained: bool = False) -> DictConfig:
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> torch.nn.Module:
-    """The model of a name, in training mode, with the weights of `train.init_checkpoint` loaded (see `get_config`).
+    """The model of a name, in training mode, with the weights of ``train.init_checkpoint`` loaded (see ``get_config``).
 
     Args:
         device: where to put it; by default where the config builds it, and the CPU if there is no GPU.
+
+    Raises CheckpointError if these are not weights of this model.
     """
     cfg = get_config(name, trained)
     if device is None and not torch.cuda.is_available():
@@ -64,5 +67,5 @@ def get(name: str, trained: bool = False, device: str | None = None) -> torch.nn
     if device is not None:
         model = model.to(device)
     if "train" in cfg and cfg.train.get("init_checkpoint"):
-        DetectionCheckpointer(model).load(cfg.train.init_checkpoint)
+        load_weights(model, cfg.train.init_checkpoint, purpose="evaluate" if trained else "train")
     return model

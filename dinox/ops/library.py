@@ -1,6 +1,6 @@
-"""Finds and loads the compiled extension (`dinox/_C*.so`), and defines the operators without it where there is none.
+"""Finds and loads the compiled extension (``dinox/_C*.so``), and defines the operators without it where there is none.
 
-Either way `torch.ops.dinox.*` exists afterwards with one schema, so callers have one path. Kernels of the extension
+Either way ``torch.ops.dinox.*`` exists afterwards with one schema, so callers have one path. Kernels of the extension
 serve the devices it was built for; the reference (dinox/ops/reference.py) serves every other device, and says so once.
 
 Environment: DINOX_DISABLE_EXTENSION=1 leaves the extension alone.

@@ -1,8 +1,8 @@
 """Multi-scale deformable attention, the operator (Deformable DETR, arXiv 2010.04159, equation 3).
 
-`ms_deform_attn` is the public function. Below it, `torch.ops.dinox.ms_deform_attn` is registered once for all backends:
-fake kernels (torch.compile, torch.export), autograd, an autocast rule, and the reference for devices without a compiled
-kernel.
+``ms_deform_attn`` is the public function. Below it, ``torch.ops.dinox.ms_deform_attn`` is registered once for all
+backends: fake kernels (torch.compile, torch.export), autograd, an autocast rule, and the reference for devices without
+a compiled kernel.
 
 Legend: B images, S memory tokens of all levels, H heads, C channels per head, Q queries, L levels, P points per level.
 """

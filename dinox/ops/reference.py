@@ -4,7 +4,7 @@ Each query of each head takes P samples from each of L feature levels, bilinearl
 and returns their weighted sum (Deformable DETR, arXiv 2010.04159, equation 3).
 
 A location (x, y) is in [0, 1] of its level: (0, 0) is the top left corner of the top left pixel, so pixel centres lie
-at (column + 0.5) / width, and `location * size - 0.5` is in pixels. Pixels beyond the level count as zeros. A sample
+at (column + 0.5) / width, and ``location * size - 0.5`` is in pixels. Pixels beyond the level count as zeros. A sample
 counts if and only if -1 < x < width and -1 < y < height in pixels; any other one, and with it any NaN or infinite
 location, contributes nothing, whatever its weight, and gets no gradient.
 
@@ -40,7 +40,7 @@ def accumulation_dtype(value: Tensor) -> torch.dtype:
 def ms_deform_attn_reference(
     value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    """Shapes and dtypes as in `dinox.ops.ms_deform_attn`. Differentiable by autograd.
+    """Shapes and dtypes as in ``dinox.ops.ms_deform_attn``. Differentiable by autograd.
 
     (B, S, H, C), (L, 2), (B, Q, H, L, P, 2), (B, Q, H, L, P) -> (B, Q, H * C)
     """
@@ -117,6 +117,6 @@ def _sample(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 def _sample_backward(grad: Tensor, maps: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of maps and grid in `_sample`."""
+    """Gradients of maps and grid in ``_sample``."""
     bilinear, zeros = 0, 0  # ATen's numbers of the two modes
     return torch.ops.aten.grid_sampler_2d_backward(grad, maps, grid, bilinear, zeros, False, [True, True])

@@ -7,7 +7,7 @@ from dinox.structures.boxes import (
     inverse_sigmoid,
     xyxy_to_cxcywh,
 )
-from dinox.structures.memory import FeaturePyramid, Memory
+from dinox.structures.memory import FeaturePyramid, Memory, flatten_pyramid
 from dinox.structures.predictions import BACKGROUND, MatchedPredictions, PredictionSet, RawPredictions
 from dinox.structures.queries import MATCHING, Proposals, QueryContext, QueryGroup, build_attention_mask
 from dinox.structures.targets import Targets
@@ -27,6 +27,7 @@ __all__ = [
     "box_iou",
     "build_attention_mask",
     "cxcywh_to_xyxy",
+    "flatten_pyramid",
     "generalized_box_iou",
     "inverse_sigmoid",
     "xyxy_to_cxcywh",

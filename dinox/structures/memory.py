@@ -1,17 +1,21 @@
 """Multi-scale features on their way through the model.
 
+Sizes are Python numbers: whatever the host decides by them waits for no device.
+
 Legend: B images, L levels, S memory tokens (all levels, level-major, row-major), D channels.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from dinox.utils.precision import coordinate_dtype
 
 Size = tuple[int, int]  # (height, width)
 
@@ -21,29 +25,38 @@ class FeaturePyramid:
     """Feature maps of a batch, and which part of every map belongs to the image.
 
     maps: L tensors (B, C, h_l, w_l), highest resolution first.
-    valid_sizes: (B, L, 2) int64 on the CPU, the (height, width) in cells that the image fills from the top left.
+    valid_sizes: of every image and level (B x L) the (height, width) in cells that the image fills from the top left.
     """
 
     maps: list[Tensor]
-    valid_sizes: Tensor
+    valid_sizes: Sequence[Sequence[Size]]
 
     @property
     def spatial_shapes(self) -> tuple[Size, ...]:
         return tuple((m.shape[-2], m.shape[-1]) for m in self.maps)
 
-    def padding_masks(self) -> list[Tensor]:
-        """L tensors (B, h_l, w_l) bool, True = padding."""
-        device = self.maps[0].device
-        valid = self.valid_sizes.to(device)
+    @property
+    def token_counts(self) -> tuple[int, ...]:
+        """Cells of every image on all levels, padding left out."""
+        return tuple(sum(h * w for h, w in levels) for levels in self.valid_sizes)
+
+    def sizes(self) -> tuple[Tensor, Tensor]:
+        """(B, L, 2) ``valid_sizes`` and (L, 2) sizes of the maps, as (width, height) beside the maps, in one copy."""
+        sizes = torch.tensor([*self.valid_sizes, self.spatial_shapes], dtype=coordinate_dtype(self.maps[0])).flip(-1)
+        sizes = sizes.to(self.maps[0].device, non_blocking=True)
+        return sizes[:-1], sizes[-1]
+
+    def padding_masks(self, valid: Tensor) -> list[Tensor]:
+        """valid: the first of ``sizes()``. Returns L tensors (B, h_l, w_l) bool, True = padding."""
         masks = []
         for level, (h, w) in enumerate(self.spatial_shapes):
-            rows = torch.arange(h, device=device) >= valid[:, level, :1]  # (B, h)
-            columns = torch.arange(w, device=device) >= valid[:, level, 1:]  # (B, w)
+            columns = torch.arange(w, device=valid.device) >= valid[:, level, :1]  # (B, w)
+            rows = torch.arange(h, device=valid.device) >= valid[:, level, 1:]  # (B, h)
             masks.append(rows[:, :, None] | columns[:, None, :])
         return masks
 
 
-def valid_cells(valid: Tensor, padded: int, cells: int) -> Tensor:
+def count_valid_cells(valid: Tensor, padded: int, cells: int) -> Tensor:
     """How many of ``cells`` feature cells per axis lie on the image, by nearest-neighbour resizing of the pixel mask.
 
     valid: (B,) pixels of each image along the axis; padded: pixels of the batch; cells: cells of the feature map.
@@ -61,53 +74,51 @@ class Memory:
     positions: (B, S, D) position embedding of every token (level embedding included).
     padding_mask: (B, S) bool, True = padding.
     spatial_shapes: L x (height, width).
-    valid_sizes: (B, L, 2) int64 on the CPU, (height, width) in cells that the image fills.
+    token_counts: tokens of every image that are not padding.
+    level_sizes: (L, 2), (width, height) of every level.
+    valid_ratios: (B, L, 2), the share of (width, height) of every level that the image fills.
+    cell_centers: (B, S, 2), centre (x, y) of every token's cell as a share of the image; > 1 in padding.
     """
 
     tokens: Tensor
     positions: Tensor
     padding_mask: Tensor
     spatial_shapes: tuple[Size, ...]
-    valid_sizes: Tensor
+    token_counts: tuple[int, ...]
+    level_sizes: Tensor
+    valid_ratios: Tensor
+    cell_centers: Tensor
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether any token is padding."""
+        return min(self.token_counts) < self.tokens.shape[1]
 
     def with_tokens(self, tokens: Tensor) -> Memory:
         return dataclasses.replace(self, tokens=tokens)
 
-    @cached_property
-    def is_padded(self) -> bool:
-        """Whether any token is padding; decided on the host."""
-        return bool((self.valid_sizes != torch.tensor(self.spatial_shapes)).any())
 
-    @cached_property
-    def token_counts(self) -> tuple[int, ...]:
-        """Tokens of every image that are not padding; known on the host."""
-        return tuple(self.valid_sizes.prod(-1).sum(-1).tolist())
+def flatten_pyramid(pyramid: FeaturePyramid, embed_positions: Callable[[int, Tensor], Tensor]) -> Memory:
+    """``embed_positions(level, padding_mask)``: (B, h, w) bool -> (B, h * w, D) position embedding of a level."""
+    valid, level_sizes = pyramid.sizes()
+    masks = pyramid.padding_masks(valid)
+    return Memory(
+        tokens=torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1),
+        positions=torch.cat([embed_positions(level, mask) for level, mask in enumerate(masks)], dim=1),
+        padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
+        spatial_shapes=pyramid.spatial_shapes,
+        token_counts=pyramid.token_counts,
+        level_sizes=level_sizes,
+        valid_ratios=valid / level_sizes,
+        cell_centers=torch.cat(
+            [_cell_centers(size, valid[:, level]) for level, size in enumerate(pyramid.spatial_shapes)], dim=1
+        ),
+    )
 
-    @cached_property
-    def valid_ratios(self) -> Tensor:
-        """(B, L, 2) share of (width, height) of every level that the image fills."""
-        sizes = torch.tensor(self.spatial_shapes)  # (L, 2)
-        return (self.valid_sizes / sizes).flip(-1).float().to(self.tokens.device)
 
-    @cached_property
-    def cell_centers(self) -> Tensor:
-        """(B, S, 2) centre (x, y) of every token's cell, as a share of the image: 1 at its far border, > 1 beyond."""
-        device = self.tokens.device
-        valid = self.valid_sizes.to(device)
-        centers = []
-        for level, (h, w) in enumerate(self.spatial_shapes):
-            y, x = torch.meshgrid(torch.arange(h, device=device), torch.arange(w, device=device), indexing="ij")
-            cells = torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5  # (h*w, 2)
-            centers.append(cells / valid[:, level].flip(-1)[:, None])  # (B, h*w, 2)
-        return torch.cat(centers, dim=1)
-
-    @cached_property
-    def token_levels(self) -> Tensor:
-        """(S,) level index of every token."""
-        sizes = torch.tensor([h * w for h, w in self.spatial_shapes])
-        return torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(self.tokens.device)
-
-    def level_maps(self) -> list[Tensor]:
-        """The tokens as L maps (B, D, h_l, w_l)."""
-        pieces = self.tokens.split([h * w for h, w in self.spatial_shapes], dim=1)
-        return [p.transpose(1, 2).unflatten(2, hw) for p, hw in zip(pieces, self.spatial_shapes, strict=True)]
+def _cell_centers(size: Size, valid: Tensor) -> Tensor:
+    """Centres of the cells of one level: size (h, w), valid (B, 2) as (width, height) -> (B, h * w, 2)."""
+    h, w = size
+    y, x = torch.meshgrid(torch.arange(h, device=valid.device), torch.arange(w, device=valid.device), indexing="ij")
+    cells = torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5  # (h * w, 2)
+    return cells / valid[:, None]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dinox.structures.boxes import box_iou, cxcywh_to_xyxy
 from dinox.structures.targets import Targets
 
 BACKGROUND = -1  # in target_index: this prediction has no object
@@ -78,8 +77,3 @@ class MatchedPredictions:
         """(A, B, N, K) float, all zero where background."""
         classes = torch.arange(self.logits.shape[-1], device=self.labels.device)
         return (self.labels[..., None] == classes).to(self.logits)
-
-    def iou(self) -> Tensor:
-        """(A, B, N) IoU of every positive with its target, detached; 0 where background."""
-        iou, _ = box_iou(cxcywh_to_xyxy(self.boxes.detach()), cxcywh_to_xyxy(self.target_boxes))
-        return iou * self.positive

@@ -29,7 +29,7 @@ class QueryGroup:
     subgroup_size: queries attend only within consecutive blocks of this size of their own group; None: all of it.
     padding_mask: (B, N) bool, True = no query at all (nobody attends to it, it predicts nothing); None: none is.
     target_index: (B, N) int64, the target known by construction of every query, -1 = background; None: ask a matcher.
-    repeats: predictions per object that are trained to be positive, the loss normaliser counts objects that often.
+    repeats: how many predictions per object a matcher is to make positive; losses are divided by as many.
     """
 
     name: str
@@ -49,7 +49,7 @@ class QueryGroup:
     def subgroup_ids(self, device: torch.device) -> Tensor:
         """(N,) which sub-group every query belongs to."""
         slots = torch.arange(self.size, device=device)
-        return slots * 0 if self.subgroup_size is None else slots // max(self.subgroup_size, 1)
+        return torch.zeros_like(slots) if self.subgroup_size is None else slots // max(self.subgroup_size, 1)
 
 
 @dataclass(frozen=True)

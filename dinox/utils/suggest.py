@@ -8,9 +8,9 @@ _CUTOFF = 0.6
 
 
 def closest(word: str, names: Iterable[str], *, n: int = 3) -> list[str]:
-    """At most `n` of `names`, nearest first.
+    """At most ``n`` of ``names``, nearest first.
 
-    A dotted or slashed name whose last parts are `word` (`optimizer.lr` for `lr`) comes before names spelt alike.
+    A dotted or slashed name whose last parts are ``word`` (``optimizer.lr`` for ``lr``) comes before names spelt alike.
     Upper and lower case count as equal.
     """
     by_lower = {name.lower(): name for name in sorted(names)}

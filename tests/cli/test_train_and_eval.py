@@ -10,6 +10,7 @@ from torch import nn
 
 from dinox.cli.running import DEBUG_VARIABLE
 from tests.cli.conftest import TINY_CONFIG
+from tests.engine.tiny import TinyDetector
 
 ROOT = Path(__file__).parents[2]
 TRAIN_NET = str(ROOT / "projects" / "train_net.py")
@@ -40,7 +41,7 @@ def test_train_then_eval(dinox, output_dir, tmp_path):
     "override, messages",
     [
         ("optimizer.lrr=1", ["optimizer.lrr", "Did you mean", "optimizer.lr"]),
-        ("model.num_classes=8", ["model.num_classes is 8", "7 classes"]),
+        ("model.num_classes=8", ["model.num_classes is 8", "6 classes"]),
         (
             "dataloader.train.dataset.names=dinox_tiny_trian",
             ["'dinox_tiny_trian' is not registered", "dinox_tiny_train"],
@@ -69,6 +70,19 @@ def test_a_checkpoint_of_another_architecture_is_one_line(dinox, output_dir, tmp
     assert is_one_line(err)
     assert "other.pth is not of this model: 0 of the model's 8 tensors loaded" in err
     assert not output_dir.exists()
+
+
+def test_training_that_diverges_is_one_line_with_iteration_term_and_images(dinox, output_dir, monkeypatch):
+    losses = iter([0.5, float("nan")])
+    monkeypatch.setattr(TinyDetector, "_losses", lambda self, boxes, *_: {"loss_class": boxes.sum() * next(losses)})
+    overrides = [f"train.output_dir={output_dir}", "train.checkpointer.period=1", "train.eval_period=0"]
+    code, _, err = dinox("train", "--config-file", TINY_CONFIG, *overrides)
+    assert code == 2
+    assert is_one_line(err)
+    assert "non-finite loss at iteration 1: loss_class = nan" in err
+    assert ".jpg" in err
+    assert "FloatingPointError" in (output_dir / "log.txt").read_text()
+    assert (output_dir / "model_0000000.pth").is_file()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -130,7 +144,7 @@ def test_debugging_keeps_the_traceback(dinox, monkeypatch, way):
 
 @pytest.fixture(scope="module")
 def train_net_run(tmp_path_factory):
-    """(exit code, stdout, stderr, output folder) of the script that detectron2 users expect, in a process of its own."""
+    """(exit code, stdout, stderr, output folder) of the script that detectron2 users expect, as a process."""
     folder = tmp_path_factory.mktemp("train_net") / "run"
     command = [
         sys.executable,

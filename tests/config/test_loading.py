@@ -39,6 +39,11 @@ def test_config_is_loaded_with_overrides(config):
     assert conv.weight.shape == (3, 1, 3, 3) and conv.bias is None
 
 
+def test_config_is_loaded_from_inside_its_folder(config, monkeypatch):
+    monkeypatch.chdir(config.parent)
+    assert load_config(config.name).model.out_channels == 3
+
+
 def test_loading_twice_gives_independent_configs(config):
     load_config(config, ["train.max_iter=1"])
     assert load_config(config).train.max_iter == 10

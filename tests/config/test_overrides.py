@@ -1,5 +1,7 @@
 """Overrides: what they change, and what they refuse."""
 
+import os
+
 import pytest
 from detectron2.config import LazyCall as L
 from omegaconf import DictConfig, OmegaConf
@@ -57,6 +59,9 @@ def cfg() -> DictConfig:
         ("train.output_dir=./a/b", "train.output_dir", "./a/b"),
         ("train.output_dir='1'", "train.output_dir", "1"),
         ("train.output_dir=null", "train.output_dir", None),
+        ("train.output_dir=my runs (2)", "train.output_dir", "my runs (2)"),  # hydra's grammar has no parentheses
+        ("train.output_dir=https://x/y?download=true", "train.output_dir", "https://x/y?download=true"),
+        ("train.output_dir=~/runs/a", "train.output_dir", os.path.expanduser("~/runs/a")),
         ("train.edges=[320]", "train.edges", [320]),  # a list may change its length
         ("train.edges=(320, 352, 384)", "train.edges", [320, 352, 384]),
         ("train.edges.1=640", "train.edges", [480, 640]),
@@ -68,6 +73,8 @@ def cfg() -> DictConfig:
         ("model.neck=null", "model.neck", None),  # a part may be absent
         ("model.neck=None", "model.neck", None),
         ("model.weights.giou=2.0", "model.weights.giou", 2.0),  # an empty mapping is open
+        ("model.weights={giou: 2.0, bbox: 5}", "model.weights", {"giou": 2.0, "bbox": 5}),
+        ("model={weights: {backbone.bottom_up: 0.1}}", "model.weights", {"backbone.bottom_up": 0.1}),
         ("groups.denoising=null", "groups.denoising", None),
         ("train={max_iter: 5, lr: 0.1}", "train.max_iter", 5),
         ("train.max_iter=${model.num_classes}", "train.max_iter", 80),
@@ -151,7 +158,7 @@ def test_value_of_another_kind_is_refused(cfg, override, message):
         ("=3", "expected a dotted key before '=', got ''"),
         ("a..b=3", "expected a dotted key before '='"),
         ("train.edges=1,2", r"has several values. Write train.edges=\[1,2\]"),
-        ("train.output_dir=a=b", "cannot read the value 'a=b'.*quotes"),
+        ("train.lr=a=b", "cannot read the value 'a=b'.*quotes"),
         ("train.output_dir=[a", r"cannot read the value '\[a'"),
         ("+train.lr=1", r"'\+' is not supported"),
         ("~train.lr", "'~' is not supported"),

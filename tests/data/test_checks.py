@@ -107,7 +107,14 @@ def test_bad_annotation_is_named_however_the_dataset_is_used(tmp_path, register,
 
 def test_classes_of_the_registration_have_to_be_those_of_the_file(tmp_path, register):
     name = register("renamed", write_coco(tmp_path, small_coco()), thing_classes=["dog", "cat"])
-    with pytest.raises(DataError, match=r"registered with the classes dog, cat, but .*annotations.json has cat, dog"):
+    message = r"registered with the list of classes dog, cat, but .*annotations.json has the list cat, dog"
+    with pytest.raises(DataError, match=message):
+        check_data(config(name))
+
+
+def test_a_tuple_of_classes_which_detectron2_would_trip_over_is_explained(tmp_path, register):
+    name = register("tuple", write_coco(tmp_path, small_coco()), thing_classes=("cat", "dog"))
+    with pytest.raises(DataError, match=r"with the tuple of classes cat, dog, but .* has the list cat, dog.*Leave"):
         check_data(config(name))
 
 
@@ -152,6 +159,24 @@ def test_bad_dict_of_a_function_is_named_by_image_and_position(register, fields,
         load_dataset(name)
     with pytest.raises(DataError, match=message):
         load_dataset_dicts(name)
+
+
+def test_classes_without_names_are_checked_against_the_model_s_number(register):
+    check_data(config(register("nameless", records), num_classes=2))
+    with pytest.raises(DataError, match=r"'category_id': expected a class index from 0 to 0, got 1.*model.num_classes"):
+        check_data(config(register("nameless_too", records), num_classes=1))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_image_format_is_compared_with_the_model_s(register, split):
+    cfg = config(register("made", records))
+    cfg.model.input_format = "RGB"
+    cfg.dataloader[split].mapper = {"image_format": "RGB"}
+    check_data(cfg)
+    cfg.dataloader[split].mapper.image_format = "BGR"
+    message = rf"dataloader.{split}.mapper.image_format is 'BGR', but model.input_format is 'RGB'"
+    with pytest.raises(DataError, match=message):
+        check_data(cfg)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from detectron2.config import instantiate
 from detectron2.evaluation import COCOEvaluator
 
-from dinox.data import register_shapes
+from dinox.data import DataError, register_shapes
 from dinox.model_zoo import get_config
 
 from .coco_files import small_coco, write_coco
@@ -16,8 +16,10 @@ def coco(tmp_path, register):
 
 
 @pytest.mark.parametrize("name", ["coco_detr", "shapes"])
-def test_loaders_and_evaluator_are_built_as_the_stock_script_does(coco, name):
-    dataloader = get_config(f"common/data/{name}").dataloader
+def test_loaders_and_evaluator_are_built_as_the_stock_script_does(coco, name, tmp_path):
+    cfg = get_config(f"common/data/{name}")
+    cfg.model, cfg.train = {"num_classes": 2}, {"output_dir": str(tmp_path)}
+    dataloader = cfg.dataloader
     for loader in (dataloader.train, dataloader.test):
         loader.dataset.names = coco
         loader.num_workers = 0
@@ -29,6 +31,9 @@ def test_loaders_and_evaluator_are_built_as_the_stock_script_does(coco, name):
     assert all("instances" not in image for image in tested)
     evaluator = instantiate(dataloader.evaluator)
     assert isinstance(evaluator, COCOEvaluator)
+    cfg.model.num_classes = 1
+    with pytest.raises(DataError, match="expected a class index from 0 to 0, got 1"):
+        next(iter(instantiate(dataloader.train)))
 
 
 def test_coco_config_is_that_of_the_papers():
@@ -41,9 +46,11 @@ def test_coco_config_is_that_of_the_papers():
     assert (resize.short_edge_length, resize.max_size) == ((800,), 1333)
 
 
-def test_shapes_config_loads_the_embedded_dataset(tmp_path, monkeypatch):
+def test_shapes_config_loads_the_embedded_dataset(tmp_path):
     register_shapes("tiny_shapes", seed=9, num_images=8, root=tmp_path)
-    loader = get_config("common/data/shapes").dataloader.train
+    cfg = get_config("common/data/shapes")
+    cfg.model = {"num_classes": 6}
+    loader = cfg.dataloader.train
     loader.dataset.names = "tiny_shapes"
     batch = next(iter(instantiate(loader)))
     assert len(batch) == loader.total_batch_size

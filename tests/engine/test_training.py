@@ -130,7 +130,7 @@ def test_resuming_beyond_the_end_is_an_error(finished_run):
 @pytest.mark.parametrize(
     "override, error, message",
     [
-        ("model.num_classes=5", DataError, r"model\.num_classes is 5.*7 classes"),
+        ("model.num_classes=5", DataError, r"model\.num_classes is 5.*6 classes"),
         ("train.init_checkpoint=nowhere.pth", CheckpointError, "nowhere.pth: no such file"),
         ("train.device=gpu", ValueError, "expected 'cpu' or 'cuda', got 'gpu'"),
         ("train.amp={enabled:true,dtype:fp8}", ValueError, "fp8"),

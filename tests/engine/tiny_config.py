@@ -18,7 +18,7 @@ for seed, name in enumerate(("dinox_tiny_train", "dinox_tiny_val")):
 dataloader.train.dataset.names = "dinox_tiny_train"
 dataloader.test.dataset.names = "dinox_tiny_val"
 
-model = L(TinyDetector)(num_classes=7)
+model = L(TinyDetector)(num_classes=6)
 
 schedule.update(epochs=3, drop_epochs=[2], images_per_epoch=8)  # 6 iterations of 4 images
 train.update(device="cpu", seed=1, log_period=1)

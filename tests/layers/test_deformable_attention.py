@@ -4,7 +4,10 @@ import torch
 from dinox.layers import DeformableAttention
 from dinox.layers.deformable_attention import sampling_locations
 
+from ..small_models import make_memory
+
 SHAPES = [(4, 6), (2, 3)]
+LEVEL_SIZES = torch.tensor([[6.0, 4.0], [3.0, 2.0]])  # width, height
 
 
 def make_module() -> DeformableAttention:
@@ -17,21 +20,20 @@ def make_module() -> DeformableAttention:
 
 def test_offsets_count_cells_for_points_and_half_sizes_for_boxes():
     offsets = torch.ones(1, 1, 1, 2, 3, 2)
-    at_points = sampling_locations(torch.full((1, 1, 2, 2), 0.5), offsets, SHAPES)
+    at_points = sampling_locations(torch.full((1, 1, 2, 2), 0.5), offsets, LEVEL_SIZES)
     torch.testing.assert_close(at_points[0, 0, 0, :, 0], torch.tensor([[0.5 + 1 / 6, 0.75], [0.5 + 1 / 3, 1.0]]))
     boxes = torch.tensor([0.5, 0.5, 0.6, 0.3]).expand(1, 1, 2, 4)
-    at_boxes = sampling_locations(boxes, offsets, SHAPES)
+    at_boxes = sampling_locations(boxes, offsets, LEVEL_SIZES)
     torch.testing.assert_close(at_boxes[0, 0, 0, 0, 0], torch.tensor([0.5 + 0.3 / 3, 0.5 + 0.15 / 3]))
 
 
 def test_padding_contributes_nothing():
     module, query = make_module(), torch.randn(1, 5, 8)
-    references, padding = torch.rand(1, 5, 2, 2), torch.zeros(1, 30, dtype=torch.bool)
-    padding[:, 20:] = True
-    memory = torch.randn(1, 30, 8)
-    before = module(query, references, memory, SHAPES, padding)
-    memory[:, 20:] = 1e6
-    assert torch.equal(before, module(query, references, memory, SHAPES, padding))
+    references, tokens = torch.rand(1, 5, 2, 2), torch.randn(1, 30, 8)
+    memory = make_memory(tokens, SHAPES, [[(3, 6), (2, 2)]])
+    before = module(query, references, memory)
+    tokens[memory.padding_mask] = 1e6
+    assert torch.equal(before, module(query, references, memory.with_tokens(tokens)))
 
 
 def test_width_must_be_divisible_by_heads():

@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import DictConfig
 
 from dinox import model_zoo
+from dinox.checkpoint import CheckpointError
 from dinox.config import ConfigError, files
 
 NAME = "dino/dino_r50_4scale_12ep"
@@ -86,6 +88,17 @@ def test_incomplete_installation_is_named(root, monkeypatch):
 def test_model_of_a_name(root):
     model = model_zoo.get("line/line_small", device="cpu")
     assert model.weight.shape == (2, 1) and model.training
+
+
+def test_trained_weights_are_loaded_and_have_to_be_of_this_model(root, tmp_path, monkeypatch):
+    fitting, other = str(tmp_path / "fitting.pth"), str(tmp_path / "other.pth")
+    torch.save({"weight": torch.full((2, 1), 7.0), "bias": torch.zeros(2)}, fitting)
+    torch.save({"weight": torch.full((2, 1), 7.0)}, other)
+    monkeypatch.setattr(model_zoo.zoo, "_CHECKPOINT_URLS", {"line/line_small": fitting})
+    assert model_zoo.get("line/line_small", trained=True, device="cpu").weight.tolist() == [[7], [7]]
+    monkeypatch.setattr(model_zoo.zoo, "_CHECKPOINT_URLS", {"line/line_small": other})
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
+        model_zoo.get("line/line_small", trained=True, device="cpu")
 
 
 def test_trained_weights_that_are_not_published_are_an_error(root):

@@ -49,12 +49,27 @@ def test_perfect_boxes_cost_nothing():
     assert losses["loss_giou_known"].abs() < 1e-4  # the 1e-6 in the denominators
 
 
-def test_losses_are_divided_by_objects_times_repeats():
-    index = torch.tensor([[0, 1, -1, -1, -1, -1], [0, -1, -1, -1, -1, -1]])
-    once = make_criterion()([make_set("known", target_index=index)], make_targets(2, 1))
-    thrice = make_criterion()([make_set("known", target_index=index, repeats=3)], make_targets(2, 1))
+def test_matched_losses_are_divided_by_objects_times_repeats():
+    once = make_criterion()([make_set("some")], make_targets(2, 1))
+    thrice = make_criterion()([make_set("some", repeats=3)], make_targets(2, 1))
     for key, value in once.items():
         torch.testing.assert_close(thrice[key] * 3, value)
+
+
+def test_losses_of_known_targets_are_divided_by_their_positives():
+    """Two copies of three objects: the sums are twice those of one copy, and so is the divisor."""
+    index = torch.tensor([[0, 1, -1], [0, -1, -1]])
+    half = make_set("known")
+    one = PredictionSet("known", half.logits[:, :, :3], half.boxes[:, :, :3], index)
+    two = PredictionSet("known", one.logits.repeat(1, 1, 2, 1), one.boxes.repeat(1, 1, 2, 1), index.repeat(1, 2))
+    expected = make_criterion()([one], make_targets(2, 1))
+    for key, value in make_criterion()([two], make_targets(2, 1)).items():
+        torch.testing.assert_close(value, expected[key])
+
+
+def test_weights_of_an_unknown_group_are_an_error():
+    with pytest.raises(ValueError, match=r"no query group 'denosing'\. Did you mean 'denoising'"):
+        make_criterion(group_weights={"denosing": {"class": 1.0}})([make_set()], make_targets(1, 1))
 
 
 def test_weights_belong_to_group_and_loss():

@@ -11,7 +11,9 @@ from dinox.modeling import (
     FixedGroups,
     LabelEmbedding,
 )
-from dinox.structures import Memory, QueryContext, Targets, cxcywh_to_xyxy
+from dinox.structures import QueryContext, Targets, cxcywh_to_xyxy
+
+from ..small_models import make_memory
 
 
 def make_targets(*counts: int, num_classes: int = 5) -> Targets:
@@ -29,17 +31,23 @@ def make_group(targets: Targets, *, box_noise=None, groups=None, seed: int = 0, 
         groups=groups or DynamicGroups(num_queries=10),
         **options,
     )
-    batch = len(targets.counts)
-    empty = torch.zeros(batch, 1, 8)
-    memory = Memory(empty, empty, torch.zeros(batch, 1, dtype=torch.bool), ((1, 1),), torch.ones(batch, 1, 2).long())
+    memory = make_memory(torch.zeros(len(targets.counts), 1, 8))
     return denoising(QueryContext(memory, targets=targets, generator=torch.Generator().manual_seed(seed)))
 
 
+def count_groups(group) -> int:
+    return group.size // group.subgroup_size
+
+
 def test_the_number_of_groups_follows_the_fullest_image():
-    assert make_group(make_targets(2, 5)).repeats == 2
-    assert make_group(make_targets(1)).repeats == 10
-    assert make_group(make_targets(50)).repeats == 1
-    assert make_group(make_targets(2, 5), groups=FixedGroups(num_groups=3)).repeats == 3
+    assert count_groups(make_group(make_targets(2, 5))) == 2
+    assert count_groups(make_group(make_targets(1))) == 10
+    assert count_groups(make_group(make_targets(50))) == 1
+    assert count_groups(make_group(make_targets(2, 5), groups=FixedGroups(num_groups=3))) == 3
+
+
+def test_the_cap_limits_the_number_of_groups():
+    assert count_groups(make_group(make_targets(1), groups=DynamicGroups(num_queries=100), max_queries=20)) == 10
 
 
 def test_positives_know_their_object_and_all_else_is_background():
@@ -82,8 +90,8 @@ def test_flipped_labels_are_classes_and_never_the_unknown_one():
         groups=FixedGroups(num_groups=50),
         flip_probability=1.0,
     )
-    memory = Memory(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8), torch.zeros(1, 1).bool(), ((1, 1),), None)
-    content = denoising(QueryContext(memory, targets=make_targets(4))).content[0]
+    context = QueryContext(make_memory(torch.zeros(1, 1, 8)), targets=make_targets(4))
+    content = denoising(context).content[0]
     assert (content[:, -1] == 1).all()  # the indicator
     drawn = {int((rows == c[:-1]).all(1).nonzero()[0]) for c in content}
     assert drawn == set(range(5))

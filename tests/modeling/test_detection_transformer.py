@@ -5,7 +5,7 @@ from detectron2.structures import Boxes
 
 from dinox.modeling import DetectionTransformer
 
-from ..small_models import assert_trains_one_step, build_small, loss_keys, make_input
+from ..small_models import assert_trains_one_step, build_small, loss_keys, make_input, randomise_heads
 
 STATIC = "dino/ablation_static_queries"
 PURE = "dino/ablation_pure_selection"
@@ -47,7 +47,7 @@ def test_every_batch_gives_finite_losses_under_the_same_keys_and_gradients_every
 
 def test_denoising_queries_are_invisible_to_matching_queries():
     """Other ground truth (as many objects) must leave the matching predictions as they are, bit for bit."""
-    model = build_small()
+    model = randomise_heads(build_small())
     inputs = [make_input(64, 96, 3, seed=0), make_input(80, 64, 2, seed=1)]
 
     def matching_predictions():
@@ -65,7 +65,7 @@ def test_denoising_queries_are_invisible_to_matching_queries():
 
 
 def test_denoising_groups_are_invisible_to_each_other():
-    model = build_small()
+    model = randomise_heads(build_small())
     inputs = [make_input(64, 96, 3)]
     denoising = model.query_groups["denoising"]
     sample_noise = denoising.sample_noise
@@ -81,22 +81,60 @@ def test_denoising_groups_are_invisible_to_each_other():
     torch.manual_seed(7)
     after = model.predict(inputs, model.prepare_targets(inputs)).groups["denoising"]
     last_group = 2 * 3  # positives and negatives of three objects
-    assert torch.equal(before.boxes[:, :, :-last_group], after.boxes[:, :, :-last_group])
-    assert not torch.equal(before.boxes[:, :, -last_group:], after.boxes[:, :, -last_group:])
+    assert torch.equal(before.logits[:, :, :-last_group], after.logits[:, :, :-last_group])
+    assert not torch.equal(before.logits[:, :, -last_group:], after.logits[:, :, -last_group:])
 
 
 @pytest.mark.parametrize("config", [STATIC, PURE, MIXED])
 def test_detections_do_not_depend_on_the_batch(config):
-    """1e-4 absolute on scores and on boxes in pixels; only the order of summation differs."""
-    model = build_small(config).eval()
+    """1e-4 on logits and on boxes as a share of the image; only the order of summation differs."""
+    model = randomise_heads(build_small(config)).eval()
     inputs = [make_input(64, 96, 2, seed=0), make_input(96, 64, 2, seed=1), make_input(16, 24, 2, seed=2)]
     assert model.num_queries > 2 * 3 + 1 + 1 + 1  # the last image has fewer tokens than the batch selects
-    together = model(inputs)
-    for x, batched in zip(inputs, together, strict=True):
-        alone, batched = model([x])[0]["instances"], batched["instances"]
-        assert len(alone) == len(batched)
-        torch.testing.assert_close(alone.scores, batched.scores, atol=1e-4, rtol=0)
-        torch.testing.assert_close(alone.pred_boxes.tensor, batched.pred_boxes.tensor, atol=1e-4, rtol=0)
+    together, detections = model.raw_predictions(inputs), model(inputs)
+    for i, x in enumerate(inputs):
+        alone = model.raw_predictions([x])
+        queries = slice(None) if together.padding_mask is None else ~together.padding_mask[i]
+        torch.testing.assert_close(together.logits[:, i, queries], alone.logits[:, 0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(together.boxes[:, i, queries], alone.boxes[:, 0], atol=1e-4, rtol=0)
+        assert len(model([x])[0]["instances"]) == len(detections[i]["instances"])
+
+
+def test_bf16_selects_the_proposals_of_float32_scores():
+    """The order of the proposals gives every query its content; bf16 scores would be full of ties."""
+    model = randomise_heads(build_small()).eval()
+    memory = model.encode(model.preprocess_image([make_input(64, 96, 0)]))
+    expected = model.query_selection._best_tokens(memory.tokens, memory)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.query_selection._best_tokens(memory.tokens, memory), expected)
+
+
+def test_a_model_without_criterion_detects_and_says_that_it_cannot_train():
+    model = build_small(MIXED, "model.criterion=null")
+    with pytest.raises(ValueError, match="no criterion"):
+        model([make_input(64, 64, 1)])
+    assert len(model.eval()([make_input(64, 64, 0)])) == 1
+
+
+def test_an_image_of_another_depth_is_an_error_that_names_it(model):
+    with pytest.raises(
+        ValueError, match=r"gray\.png: expected an image of shape \(3, height, width\), got \(1, 8, 8\)"
+    ):
+        model.eval()([{"image": torch.zeros(1, 8, 8), "file_name": "gray.png"}])
+
+
+def test_fewer_proposals_than_queries_is_an_error():
+    model = build_small(MIXED, "model.query_selection.num_proposals=7")
+    with pytest.raises(ValueError, match="20 queries need as many proposals, but query_selection gives 7"):
+        model([make_input(64, 64, 1)])
+
+
+def test_denoising_with_an_indicator_trains():
+    overrides = [
+        "model.query_groups.denoising.label_embedding.indicator=True",
+        "model.query_groups.matching.content.indicator=True",
+    ]
+    assert_trains_one_step(build_small(MIXED, *overrides), [make_input(64, 64, 2)])
 
 
 def test_raw_predictions_need_no_ground_truth_in_either_mode(model):

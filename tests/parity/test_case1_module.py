@@ -1,11 +1,14 @@
 """The deformable-attention module against recorded outputs, with 2-d and 4-d references and padding."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from dinox.layers import DeformableAttention
 
+from ..small_models import make_memory
 from .golden import fill, load_json, load_npz
 
 ATOL = 2e-5  # float32, as the recording suggests
@@ -22,12 +25,11 @@ def test_module_output(name):
     )
     module.load_state_dict({key: fill(key, entry["shape"]) for key, entry in facts["state_dict"].items()})
     tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    attended = module(
-        tensors["query"] + tensors["query_pos"],
-        tensors["reference_points"],
-        tensors["value"],
-        [tuple(hw) for hw in tensors["spatial_shapes"].tolist()],
-        tensors["key_padding_mask"],
-    )
+    shapes = [tuple(hw) for hw in tensors["spatial_shapes"].tolist()]
+    memory = make_memory(tensors["value"], shapes)
+    # The recorded mask is any mask, not that of an image smaller than its batch.
+    padding = tensors["key_padding_mask"]
+    memory = dataclasses.replace(memory, padding_mask=padding, token_counts=tuple((~padding).sum(1).tolist()))
+    attended = module(tensors["query"] + tensors["query_pos"], tensors["reference_points"], memory)
     # The recording adds the residual; ours is the caller's.
     np.testing.assert_allclose((tensors["query"] + attended).detach(), arrays["output"], rtol=0, atol=ATOL)

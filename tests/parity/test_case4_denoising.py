@@ -13,8 +13,9 @@ from dinox.modeling import (
     LabelEmbedding,
 )
 from dinox.modeling.queries import DenoisingNoise
-from dinox.structures import MATCHING, Memory, QueryContext, QueryGroup, Targets, build_attention_mask
+from dinox.structures import MATCHING, QueryContext, QueryGroup, Targets, build_attention_mask
 
+from ..small_models import make_memory
 from .golden import fill, load_json, load_npz
 
 CASE = "case4_dn"
@@ -66,9 +67,7 @@ def recorded_noise(arrays: dict, facts: dict, counts: tuple[int, ...], copies: i
 def run(denoising: DenoisingQueries, targets: Targets, noise: DenoisingNoise | None) -> QueryGroup:
     if noise is not None:
         denoising.sample_noise = lambda shape, copies, context: noise
-    batch = len(targets.counts)
-    memory = Memory(torch.zeros(batch, 1, 4), torch.zeros(batch, 1, 4), torch.zeros(batch, 1).bool(), ((1, 1),), None)
-    return denoising(QueryContext(memory, targets=targets))
+    return denoising(QueryContext(make_memory(torch.zeros(len(targets.counts), 1, 4)), targets=targets))
 
 
 def assert_queries(group: QueryGroup, arrays: dict, facts: dict) -> None:
@@ -95,7 +94,7 @@ def test_contrastive_denoising_queries(name):
     )
     noise = recorded_noise(arrays, facts, targets.counts, 2 * facts["groups"], denoising.flip_probability)
     group = run(denoising, targets, noise)
-    assert group.repeats == facts["groups"]
+    assert group.size == facts["groups"] * facts["slots_per_group_pos_plus_neg"]
     assert group.subgroup_size == facts["slots_per_group_pos_plus_neg"]
     assert_queries(group, arrays, facts)
 

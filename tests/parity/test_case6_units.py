@@ -9,8 +9,9 @@ from dinox.layers.deformable_attention import ring_offsets
 from dinox.losses import sigmoid_focal_loss
 from dinox.modeling.queries import proposal_logits
 from dinox.modeling.queries.selection import QuerySelection
-from dinox.structures import Memory, cxcywh_to_xyxy, generalized_box_iou, inverse_sigmoid
+from dinox.structures import cxcywh_to_xyxy, generalized_box_iou, inverse_sigmoid
 
+from ..small_models import make_memory
 from .golden import fill, load_npz
 
 
@@ -26,14 +27,11 @@ def assert_close(ours: torch.Tensor, recorded: torch.Tensor, atol: float = 1e-5)
 @pytest.fixture(scope="module")
 def memory(units):
     """The recorded flattened levels, their padding given as masks."""
-    shapes = tuple(tuple(hw) for hw in units["prop_shapes"].tolist())
-    masks = [
-        mask.unflatten(1, hw)
-        for mask, hw in zip(units["prop_masks"].split([h * w for h, w in shapes], 1), shapes, strict=True)
-    ]
-    valid = torch.stack([torch.stack([(~m)[:, :, 0].sum(1), (~m)[:, 0].sum(1)], -1) for m in masks], 1)
-    tokens = units["prop_memory"]
-    return Memory(tokens, torch.zeros_like(tokens), units["prop_masks"], shapes, valid)
+    shapes = [tuple(hw) for hw in units["prop_shapes"].tolist()]
+    masks = units["prop_masks"].split([h * w for h, w in shapes], 1)
+    inside = [~mask.unflatten(1, hw) for mask, hw in zip(masks, shapes, strict=True)]
+    valid = torch.stack([torch.stack([m[:, :, 0].sum(1), m[:, 0].sum(1)], -1) for m in inside], 1)
+    return make_memory(units["prop_memory"], shapes, valid.tolist())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,12 @@ dataloader = OmegaConf.create()
 
 dataloader.train = L(build_detection_train_loader)(
     dataset=L(load_dataset_dicts)(names="coco_2017_train"),
-    mapper=L(DetectionMapper)(is_train=True, augmentations=L(detr_augmentation)(), image_format="RGB"),
+    mapper=L(DetectionMapper)(
+        is_train=True,
+        augmentations=L(detr_augmentation)(),
+        image_format="RGB",
+        num_classes="${model.num_classes}",  # of the whole config
+    ),
     total_batch_size=16,
     num_workers=4,
 )
@@ -26,4 +31,6 @@ dataloader.test = L(build_detection_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(COCOEvaluator)(dataset_name="${..test.dataset.names}")
+dataloader.evaluator = L(COCOEvaluator)(
+    dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}/inference"
+)

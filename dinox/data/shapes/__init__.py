@@ -1,5 +1,5 @@
 """The embedded dataset "shapes": synthetic images with exact boxes and masks, written on first use."""
 
-from .registration import register_default_shapes, register_shapes
+from dinox.data.shapes.registration import register_default_shapes, register_shapes
 
 __all__ = ["register_default_shapes", "register_shapes"]

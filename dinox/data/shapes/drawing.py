@@ -15,12 +15,11 @@ from PIL import Image
 
 _SUPERSAMPLING = 2  # inside tests per pixel and direction, for soft edges
 
-_RING_HOLE = 0.52
+_RING_HOLE = 0.6
 _SQUARE_HALF_SIDE = 0.82
 _TRIANGLE_APOTHEM = 0.5
 _CROSS_HALF_LENGTH, _CROSS_HALF_WIDTH = 0.95, 0.3
-_STAR_POINTS, _STAR_INNER_RADIUS = 5, 0.44
-_CRESCENT_BITE_CENTER, _CRESCENT_BITE_RADIUS = 0.55, 0.8
+_STAR_POINTS, _STAR_INNER_RADIUS = 5, 0.4
 
 
 def _disk(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -56,10 +55,6 @@ def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (np.maximum(x, y) <= _CROSS_HALF_LENGTH) & (np.minimum(x, y) <= _CROSS_HALF_WIDTH)
 
 
-def _crescent(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x**2 + y**2 <= 1) & ((x - _CRESCENT_BITE_CENTER) ** 2 + y**2 >= _CRESCENT_BITE_RADIUS**2)
-
-
 INSIDE_TESTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "disk": _disk,
     "ring": _ring,
@@ -67,7 +62,6 @@ INSIDE_TESTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "triangle": _triangle,
     "star": _star,
     "cross": _cross,
-    "crescent": _crescent,
 }
 """Class name -> test of which points belong to the upright shape; x right, y down, about within the unit disk."""
 
@@ -76,7 +70,7 @@ INSIDE_TESTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 class Sprite:
     """Something drawn once and then put somewhere.
 
-    `alpha`: (h, w) float32 in [0, 1]; `colours`: (h, w, 3) float32, about 0..255.
+    ``alpha``: (h, w) float32 in [0, 1]; ``colours``: (h, w, 3) float32, about 0..255.
     """
 
     alpha: np.ndarray
@@ -91,8 +85,8 @@ class Sprite:
 def shape_alpha(name: str, *, diameter: float, rotation: float = 0.0, stretch: float = 1.0) -> np.ndarray:
     """Coverage (h, w) in [0, 1] of one shape, cropped to its pixels.
 
-    `diameter`: of the enclosing circle, in pixels. `rotation`: clockwise, in radians. `stretch`: width over height
-    before the rotation, at constant area.
+    ``diameter``: of the enclosing circle, in pixels. ``rotation``: clockwise, in radians. ``stretch``: width over
+    height before the rotation, at constant area.
     """
     side = int(np.ceil(diameter * max(stretch, 1 / stretch) ** 0.5)) + 2
     samples = side * _SUPERSAMPLING
@@ -107,14 +101,14 @@ def shape_alpha(name: str, *, diameter: float, rotation: float = 0.0, stretch: f
 
 
 def outline_of(mask: np.ndarray) -> np.ndarray:
-    """(h, w) bool: the pixels of `mask` with a 4-neighbour outside of it."""
+    """(h, w) bool: the pixels of ``mask`` with a 4-neighbour outside of it."""
     padded = np.pad(mask, 1)
     interior = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~interior
 
 
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """(height, width) float32 in [-1, 1]: random values on a grid of about `cell` pixels, interpolated between."""
+    """(height, width) float32 in [-1, 1]: random values on a grid of about ``cell`` pixels, interpolated between."""
     grid = rng.uniform(-1, 1, size=(int(height / cell) + 2, int(width / cell) + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.BILINEAR))
 
@@ -145,9 +139,9 @@ _PATTERNS = (_stripes, _checks, _gradient, _blobs)
 
 
 def texture(rng: np.random.Generator, height: int, width: int, *, base: np.ndarray, amplitude: float) -> np.ndarray:
-    """(height, width, 3) float32 around the colour `base` (3,): a random pattern in a random colour, blobs and grain.
+    """(height, width, 3) float32 around the colour ``base`` (3,): a random pattern in a random colour, blobs and grain.
 
-    `amplitude`: the largest deviation of the pattern in each channel, of 255. The values may leave 0..255.
+    ``amplitude``: the largest deviation of the pattern in each channel, of 255. The values may leave 0..255.
     """
     pattern = _PATTERNS[rng.integers(len(_PATTERNS))](rng, height, width).astype(np.float32)
     direction = (rng.uniform(-1, 1, size=3) * amplitude).astype(np.float32)

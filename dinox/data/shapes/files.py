@@ -23,16 +23,16 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-from .scene import CLASS_NAMES, MIN_SIZE, Scene, SceneObject, make_scene
+from dinox.data.shapes.scene import CLASS_NAMES, MIN_SIZE, Scene, SceneObject, make_scene
 
 logger = logging.getLogger(__name__)
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 5
 """Part of every dataset's folder name. Raise it with any change of pixels or annotations: old files are left aside."""
 
 DEFAULT_SIZE = 192
 
-CATEGORY_IDS = dict(zip(CLASS_NAMES, (1, 2, 4, 7, 8, 11, 13), strict=True))
+CATEGORY_IDS = dict(zip(CLASS_NAMES, (1, 2, 4, 7, 8, 11), strict=True))
 """Class name -> category id of the json. With gaps, as in COCO, so that nothing can take ids for indices unnoticed."""
 
 ANNOTATIONS_FILE = "annotations.json"
@@ -45,9 +45,9 @@ _SCENE_STREAM, _BLOCK_STREAM = 0, 1  # independent random streams of one seed
 
 @dataclass(frozen=True)
 class ShapesSpec:
-    """What determines a dataset, pixel for pixel. Image i is the same for every `num_images` > i.
+    """What determines a dataset, pixel for pixel. Image i is the same for every ``num_images`` > i.
 
-    `size`: nominal height and width of the images in pixels; each image's own differ by up to a sixth.
+    ``size``: height and width of the images in pixels.
     """
 
     seed: int
@@ -66,7 +66,7 @@ class ShapesSpec:
 
 
 def generate_scene(spec: ShapesSpec, index: int) -> Scene:
-    """The scene of image `index` (from 0)."""
+    """The scene of image ``index`` (from 0)."""
     block, position = divmod(index, _BLOCK)
     empty, crowd = np.random.default_rng([spec.seed, _BLOCK_STREAM, block]).choice(_BLOCK, size=2, replace=False)
     rng = np.random.default_rng([spec.seed, _SCENE_STREAM, index])
@@ -74,9 +74,9 @@ def generate_scene(spec: ShapesSpec, index: int) -> Scene:
 
 
 def ensure_dataset(spec: ShapesSpec, folder: Path) -> None:
-    """Write the dataset to `folder` unless it is there. Safe to interrupt and to call from several processes at once.
+    """Write the dataset to ``folder`` unless it is there. Safe to interrupt and to call from several processes at once.
 
-    Raises FileExistsError if `folder` exists with something else in it, OSError if it cannot be written.
+    Raises FileExistsError if ``folder`` exists with something else in it, OSError if it cannot be written.
     """
     if folder.exists():
         if not _is_complete(folder):
@@ -143,7 +143,7 @@ def _rename(partial: Path, folder: Path) -> None:
 
 
 def _write(spec: ShapesSpec, folder: Path, *, final_folder: Path) -> None:
-    """Write images and annotations into `folder`; `final_folder` is only for the log."""
+    """Write images and annotations into ``folder``; ``final_folder`` is only for the log."""
     start = time.perf_counter()
     (folder / IMAGES_FOLDER).mkdir()
     images, annotations = [], []
@@ -169,7 +169,7 @@ def _image_record(scene: Scene, *, image_id: int) -> dict:
 
 
 def _annotation(scene_object: SceneObject, *, annotation_id: int, image_id: int) -> dict:
-    """One COCO annotation of the visible pixels; `full_area` (ours) is the `area` it would have if nothing hid it."""
+    """One COCO annotation of the visible pixels; ``full_area`` (ours) is the ``area`` if nothing hid it."""
     rle = mask_util.encode(np.asfortranarray(scene_object.visible, dtype=np.uint8))
     return {
         "id": annotation_id,

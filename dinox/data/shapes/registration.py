@@ -6,7 +6,14 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from .files import ANNOTATIONS_FILE, CATEGORY_IDS, DEFAULT_SIZE, IMAGES_FOLDER, ShapesSpec, ensure_dataset
+from dinox.data.shapes.files import (
+    ANNOTATIONS_FILE,
+    CATEGORY_IDS,
+    DEFAULT_SIZE,
+    IMAGES_FOLDER,
+    ShapesSpec,
+    ensure_dataset,
+)
 
 DEFAULT_DATASETS = {
     "dinox_shapes_train": ShapesSpec(seed=1, num_images=2000),
@@ -17,20 +24,20 @@ DEFAULT_DATASETS = {
 def register_shapes(
     name: str, *, seed: int, num_images: int, size: int = DEFAULT_SIZE, root: str | os.PathLike | None = None
 ) -> None:
-    """Register a "shapes" dataset with detectron2 under `name`.
+    """Register a "shapes" dataset with detectron2 under ``name``.
 
-    Registering touches no file. The first `DatasetCatalog.get(name)` writes the dataset to `<root>/dinox_shapes/`, in a
-    folder of its own for each seed, number of images, size and version of the generator, unless it is there already.
+    Registering touches no file. The first ``DatasetCatalog.get(name)`` writes the dataset to ``<root>/dinox_shapes/``,
+    in a folder of its own for each seed, number of images, size and version of the generator, unless it is there.
 
     Args:
         seed: of everything random. Datasets of different seeds have no image in common.
         num_images: number of images. Of two datasets of one seed and size, the smaller is the beginning of the larger.
-        size: nominal height and width of the images in pixels (>= 96); each image's own differ by up to a sixth.
-        root: the folder of all datasets; by default `$DETECTRON2_DATASETS`, else `datasets`, as in detectron2.
+        size: height and width of the images in pixels (>= 96).
+        root: the folder of all datasets; by default ``$DETECTRON2_DATASETS``, else ``datasets``, as in detectron2.
 
-    Masks are run-length encoded: a mapper that reads them needs `mask_format="bitmask"`.
+    Masks are run-length encoded: a mapper that reads them needs ``mask_format="bitmask"``.
 
-    Raises ValueError if `name` is already registered for another dataset, or an argument is out of range.
+    Raises ValueError if ``name`` is already registered for another dataset, or an argument is out of range.
     """
     spec = ShapesSpec(seed=seed, num_images=num_images, size=size)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets") if root is None else root).expanduser()
@@ -56,7 +63,7 @@ def register_shapes(
 
 
 def register_default_shapes() -> None:
-    """Register `dinox_shapes_train` and `dinox_shapes_val`."""
+    """Register ``dinox_shapes_train`` and ``dinox_shapes_val``."""
     for name, spec in DEFAULT_DATASETS.items():
         register_shapes(name, seed=spec.seed, num_images=spec.num_images, size=spec.size)
 

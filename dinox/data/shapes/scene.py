@@ -11,29 +11,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .drawing import INSIDE_TESTS, Sprite, outline_of, shape_alpha, texture
+from dinox.data.shapes.drawing import INSIDE_TESTS, Sprite, outline_of, shape_alpha, texture
 
 CLASS_NAMES = tuple(INSIDE_TESTS)
 
 MAX_OBJECTS = 12
 MIN_VISIBLE_PIXELS = 50
 """An object with fewer visible pixels is neither drawn nor annotated."""
-SIDE_VARIATION = 1 / 6
-"""Height and width of an image are drawn independently within this share around the nominal size."""
 MIN_SIZE = 96
-"""Smallest nominal image size: below it large objects would be no larger than small ones."""
+"""Smallest image size: below it large objects would be no larger than small ones."""
 
 # Diameters of the enclosing circles, in pixels. The shares here and below are tuned for the statistics that
 # tests/data/test_shapes.py asserts.
 _SMALL_SHARE = 0.36
-_SMALL_DIAMETERS = (18.0, 30.0)
-_LARGE_DIAMETERS = (42.0, 90.0 / 192.0)  # from pixels, to a share of the nominal image size
+_SMALL_DIAMETERS = (21.0, 30.0)
+_LARGE_DIAMETERS = (42.0, 90.0 / 192.0)  # from pixels, to a share of the image size
 _MAX_ROTATION = np.deg2rad(25)
 _MAX_STRETCH = 1.3
 
 # This share of the objects is asked to be hidden to a degree within _HIDDEN_RANGE, all others within _CLEAR_RANGE.
-_HIDDEN_SHARE = 0.24
-_HIDDEN_RANGE = (0.27, 0.55)
+_HIDDEN_SHARE = 0.22
+_HIDDEN_RANGE = (0.27, 0.42)
 _CLEAR_RANGE = (0.0, 0.12)
 _BORDER_SHARE = 0.4  # of the hidden objects, asked to be hidden by the border rather than by an object in front
 _PLACING_TRIES = 60
@@ -41,9 +39,9 @@ _PLACING_TRIES = 60
 # Objects vary less in colour than backgrounds: then the mean over a box varies by about the same amount whether the
 # shape fills its box or leaves half of it to the background, and tells nothing about the class.
 _BACKGROUND_COLOURS, _OBJECT_COLOURS = (15.0, 240.0), (45.0, 210.0)
-_COLOUR_DISTANCE = 100.0  # Euclidean, of 255, between an object and the background and other objects
-_BACKGROUND_AMPLITUDE, _OBJECT_AMPLITUDE = 26.0, 16.0
-_OUTLINE_SHADE = 60.0
+_COLOUR_DISTANCE = 120.0  # Euclidean, of 255, between an object and the background and other objects
+_BACKGROUND_AMPLITUDE, _OBJECT_AMPLITUDE = 11.0, 5.0
+_OUTLINE_SHADE = 90.0
 
 _CROWD_GRID = (4, 6)  # rows and columns of a crowd: at least, and fewer than
 _CROWD_CELL = 13  # holds the widest tiny shape, rotated
@@ -54,7 +52,7 @@ _CROWD_DIAMETERS = (7.5, 9.5)
 class SceneObject:
     """One annotated object.
 
-    `class_index`: into `CLASS_NAMES`; `visible`: (H, W) bool; `full_area`: the pixels it would have if nothing hid it.
+    ``class_index``: into ``CLASS_NAMES``; ``visible``: (H, W) bool; ``full_area``: its pixels if nothing hid it.
     """
 
     class_index: int
@@ -65,7 +63,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """`image`: (H, W, 3) uint8 RGB; `background`: the same without objects. The objects' visible masks are disjoint."""
+    """``image``: (H, W, 3) uint8 RGB; ``background``: the same without objects. The visible masks are disjoint."""
 
     image: np.ndarray
     background: np.ndarray
@@ -101,7 +99,7 @@ class _Stage:
         return padded[self.margin : self.margin + self.height, self.margin : self.margin + self.width]
 
     def window(self, padded: np.ndarray, sprite: Sprite, top: int, left: int) -> np.ndarray:
-        """View (h, w, ...) of `padded` (H + 2 margins, W + 2 margins, ...) under a sprite put at (top, left)."""
+        """View (h, w, ...) of ``padded`` (H + 2 margins, W + 2 margins, ...) under a sprite put at (top, left)."""
         h, w = sprite.alpha.shape
         return padded[self.margin + top : self.margin + top + h, self.margin + left : self.margin + left + w]
 
@@ -124,7 +122,7 @@ class _Stage:
         self.placed.append(_Placed(sprite, top, left, scene_object))
 
     def paint(self, background: np.ndarray) -> np.ndarray:
-        """Composite the sprites over `background` (H, W, 3) float32, back to front, into (H, W, 3) uint8."""
+        """Composite the sprites over ``background`` (H, W, 3) float32, back to front, into (H, W, 3) uint8."""
         canvas = np.zeros((*self.taken.shape, 3), dtype=np.float32)
         self.inside(canvas)[:] = background
         for item in reversed(self.placed):
@@ -139,15 +137,13 @@ def to_uint8(colours: np.ndarray) -> np.ndarray:
 
 
 def make_scene(rng: np.random.Generator, *, size: int, empty: bool = False, crowd: bool = False) -> Scene:
-    """Draw one scene of about `size` x `size` pixels.
+    """Draw one scene of ``size`` x ``size`` pixels.
 
-    It has 1 to 12 objects, or none if `empty`, and one crowd more if `crowd`.
+    It has 1 to 12 objects, or none if ``empty``, and one crowd more if ``crowd``.
     """
-    low, high = round(size * (1 - SIDE_VARIATION)), round(size * (1 + SIDE_VARIATION))
-    height, width = (int(side) for side in rng.integers(low, high + 1, size=2))
     base = rng.uniform(*_BACKGROUND_COLOURS, size=3)
-    background = texture(rng, height, width, base=base, amplitude=_BACKGROUND_AMPLITUDE)
-    stage, palette = _Stage(height, width), [base]
+    background = texture(rng, size, size, base=base, amplitude=_BACKGROUND_AMPLITUDE)
+    stage, palette = _Stage(size, size), [base]
     if not empty:
         if crowd:
             _add_crowd(rng, stage, palette)
@@ -157,8 +153,8 @@ def make_scene(rng: np.random.Generator, *, size: int, empty: bool = False, crow
 
 
 def _sample_object_count(rng: np.random.Generator) -> int:
-    """1 .. MAX_OBJECTS with a mean of 5.8: below uniform's 6.5, since full images have no place for clear objects."""
-    return 1 + int(MAX_OBJECTS * rng.uniform() ** 1.25)
+    """1 .. MAX_OBJECTS with a mean of 5.6: below uniform's 6.5, since full images have no place for clear objects."""
+    return 1 + int(MAX_OBJECTS * rng.uniform() ** 1.3)
 
 
 def _add_object(rng: np.random.Generator, stage: _Stage, palette: list[np.ndarray], *, size: int) -> None:
@@ -202,7 +198,7 @@ def _add_crowd(rng: np.random.Generator, stage: _Stage, palette: list[np.ndarray
 
 
 def _fill(rng: np.random.Generator, alpha: np.ndarray, palette: list[np.ndarray]) -> Sprite:
-    """A textured sprite, outlined, in a colour well apart from those in `palette`, which gains it."""
+    """A textured sprite, outlined, in a colour well apart from those in ``palette``, which gains it."""
     candidates = rng.uniform(*_OBJECT_COLOURS, size=(24, 3))
     distances = np.linalg.norm(candidates[:, None] - np.stack(palette)[None], axis=2)  # (candidates, palette)
     # The first that is far enough from all, else the farthest.

@@ -3,13 +3,16 @@
 Legend: A prediction sets of a group (decoder layers), B images, N queries, K classes.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dinox.structures import MATCHING, MatchedPredictions, PredictionSet, Targets
+from dinox.structures import BACKGROUND, MATCHING, MatchedPredictions, PredictionSet, Targets
 from dinox.utils.distributed import average_across_ranks
+from dinox.utils.precision import at_least_float32
+from dinox.utils.suggest import did_you_mean
 
 Loss = Callable[[MatchedPredictions], Tensor]
 
@@ -51,12 +54,13 @@ class Criterion(nn.Module):
         """Returns {key: scalar}. Runs in float32 whatever the autocast dtype."""
         with torch.autocast(targets.boxes.device.type, enabled=False):
             predictions = [_in_float32(p) for p in predictions]
-            num_objects = self.count_objects(targets)
+            self._check_groups(predictions)
             losses = {}
             for group, target_index in zip(predictions, self.assign(predictions, targets), strict=True):
                 matched = MatchedPredictions.pair(group.logits, group.boxes, target_index, targets)
+                normaliser = self.count_positives(group, targets)
                 for name, loss in self.losses.items():
-                    values = self.weight(group.name, name) * loss(matched) / (num_objects * group.repeats)  # (A,)
+                    values = self.weight(group.name, name) * loss(matched) / normaliser  # (A,)
                     losses.update(_by_layer(f"loss_{name}{GROUP_SUFFIXES.get(group.name, '_' + group.name)}", values))
         return losses
 
@@ -70,35 +74,37 @@ class Criterion(nn.Module):
         ]
 
     @staticmethod
-    def count_objects(targets: Targets) -> Tensor:
-        """Objects of the batch, averaged over ranks, at least 1: what every loss is divided by."""
-        return average_across_ranks(targets.valid.sum().to(targets.boxes)).clamp(min=1)
+    def count_positives(group: PredictionSet, targets: Targets) -> Tensor:
+        """What a group's losses are divided by: its positives, averaged over ranks, at least 1.
+
+        Where a matcher decides, that is all objects (times ``repeats``), also if there are fewer queries than objects.
+        """
+        if group.target_index is None:
+            positives = targets.valid.sum() * group.repeats
+        else:
+            positives = (group.target_index != BACKGROUND).sum()
+        return average_across_ranks(positives.to(targets.boxes)).clamp(min=1)
 
     def weight(self, group: str, loss: str) -> float:
         return self.group_weights.get(group, {}).get(loss, self.weights[loss])
+
+    def _check_groups(self, predictions: Sequence[PredictionSet]) -> None:
+        known = {*GROUP_SUFFIXES, *(p.name for p in predictions)}
+        unknown = sorted(self.group_weights.keys() - known)
+        if unknown:
+            raise ValueError(f"group_weights: there is no query group {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
 
     def _check_weights(self) -> None:
         missing = [name for name in self.losses if name not in self.weights]
         named = set(self.weights).union(*self.group_weights.values())
         unknown = sorted(named - {"class", "bbox", "giou"})
         if missing or unknown:
-            raise ValueError(
-                f"loss weights are needed for exactly {sorted(self.losses)}: missing {missing}, unknown {unknown}"
-            )
+            raise ValueError(f"loss weights are needed for {sorted(self.losses)}: missing {missing}, unknown {unknown}")
 
 
 def _in_float32(predictions: PredictionSet) -> PredictionSet:
-    return PredictionSet(
-        predictions.name,
-        _at_least_float32(predictions.logits),
-        _at_least_float32(predictions.boxes),
-        predictions.target_index,
-        predictions.repeats,
-    )
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    logits, boxes = at_least_float32(predictions.logits), at_least_float32(predictions.boxes)
+    return dataclasses.replace(predictions, logits=logits, boxes=boxes)
 
 
 def _by_layer(key: str, values: Tensor) -> dict[str, Tensor]:

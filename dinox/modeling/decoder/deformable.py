@@ -47,13 +47,7 @@ class DeformableDecoderLayer(nn.Module):
     ) -> Tensor:
         """states, positions: (B, N, D); references: (B, N, L, 4); blocked: self-attention mask. Returns (B, N, D)."""
         states = self.self_attention_norm(states + self.self_attention(states, positions, blocked))
-        attended = self.cross_attention(
-            states + positions,
-            references,
-            memory.tokens,
-            memory.spatial_shapes,
-            memory.padding_mask if memory.is_padded else None,
-        )
+        attended = self.cross_attention(states + positions, references, memory)
         states = self.cross_attention_norm(states + attended)
         return self.feed_forward_norm(states + self.feed_forward(states))
 
@@ -100,6 +94,7 @@ class DeformableDecoder(nn.Module):
 
     def forward(self, groups: Sequence[QueryGroup], memory: Memory, refine: Refine) -> DecoderOutput:
         """``refine(layer, states, anchors)`` moves anchor boxes (the box head of the layer)."""
+        self._check(groups)
         blocked = build_attention_mask(groups)
         states = torch.cat([g.content for g in groups], dim=1)
         anchors = torch.cat([g.anchors for g in groups], dim=1)
@@ -123,3 +118,13 @@ class DeformableDecoder(nn.Module):
         """
         embedded = references[:, :, 0] if self.training else anchors
         return self.position_head(sine_anchor_embedding(embedded, self.num_features).to(anchors.dtype))
+
+    @staticmethod
+    def _check(groups: Sequence[QueryGroup]) -> None:
+        for group in groups:
+            if group.anchors is None or group.anchors.shape[-1] != 4:
+                got = "none" if group.anchors is None else tuple(group.anchors.shape)
+                raise ValueError(
+                    f"the deformable decoder needs anchor boxes (B, N, 4), but those of query group {group.name!r} are "
+                    f"{got}: give the group 4-d anchors, or the model another decoder"
+                )

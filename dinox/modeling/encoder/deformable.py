@@ -23,13 +23,12 @@ class DeformableEncoderLayer(nn.Module):
         self.feed_forward = FeedForward(embed_dim=embed_dim, hidden_dim=feed_forward_dim, dropout=dropout)
         self.feed_forward_norm = nn.LayerNorm(embed_dim)
 
-    def forward(self, tokens: Tensor, references: Tensor, memory: Memory, padding_mask: Tensor | None) -> Tensor:
-        """tokens: (B, S, D); references: (B, S, L, 2). Returns (B, S, D)."""
-        attended = self.self_attention(
-            tokens + memory.positions, references, tokens, memory.spatial_shapes, padding_mask
-        )
+    def forward(self, memory: Memory, references: Tensor) -> Memory:
+        """references: (B, S, L, 2)."""
+        tokens = memory.tokens
+        attended = self.self_attention(tokens + memory.positions, references, memory)
         tokens = self.self_attention_norm(tokens + attended)
-        return self.feed_forward_norm(tokens + self.feed_forward(tokens))
+        return memory.with_tokens(self.feed_forward_norm(tokens + self.feed_forward(tokens)))
 
 
 class DeformableEncoder(nn.Module):
@@ -61,8 +60,6 @@ class DeformableEncoder(nn.Module):
 
     def forward(self, memory: Memory) -> Memory:
         references = memory.cell_centers[:, :, None] * memory.valid_ratios[:, None]  # (B, S, L, 2)
-        padding_mask = memory.padding_mask if memory.is_padded else None
-        tokens = memory.tokens
         for layer in self.layers:
-            tokens = layer(tokens, references, memory, padding_mask)
-        return memory.with_tokens(tokens)
+            memory = layer(memory, references)
+        return memory

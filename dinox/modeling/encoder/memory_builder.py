@@ -1,9 +1,9 @@
 """Feature maps -> flattened memory."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dinox.structures import FeaturePyramid, Memory
+from dinox.structures import FeaturePyramid, Memory, flatten_pyramid
 
 
 class MemoryBuilder(nn.Module):
@@ -16,15 +16,8 @@ class MemoryBuilder(nn.Module):
         nn.init.normal_(self.level_embeddings)
 
     def forward(self, pyramid: FeaturePyramid) -> Memory:
-        masks = pyramid.padding_masks()
-        positions = [
-            self.position_embedding(mask).flatten(2).transpose(1, 2) + level  # (B, h*w, D)
-            for mask, level in zip(masks, self.level_embeddings, strict=True)
-        ]
-        return Memory(
-            tokens=torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1),
-            positions=torch.cat(positions, dim=1),
-            padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
-            spatial_shapes=pyramid.spatial_shapes,
-            valid_sizes=pyramid.valid_sizes,
-        )
+        return flatten_pyramid(pyramid, self._embed_positions)
+
+    def _embed_positions(self, level: int, padding_mask: Tensor) -> Tensor:
+        """(B, h, w) bool -> (B, h * w, D)."""
+        return self.position_embedding(padding_mask).flatten(2).transpose(1, 2) + self.level_embeddings[level]

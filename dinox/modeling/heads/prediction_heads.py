@@ -23,14 +23,13 @@ class PredictionHeads(nn.Module):
             make_class_head(embed_dim=embed_dim, num_classes=num_classes) for _ in range(copies)
         )
         self.box_heads = nn.ModuleList(make_box_head(embed_dim=embed_dim) for _ in range(copies))
-        self.shared = shared
 
     def logits(self, layer: int, states: Tensor) -> Tensor:
         """states: (B, N, D) of decoder layer ``layer`` -> (B, N, K) class logits."""
-        return self.class_heads[0 if self.shared else layer](states)
+        return self.class_heads[layer % len(self.class_heads)](states)
 
     def boxes(self, layer: int, states: Tensor, anchors: Tensor) -> Tensor:
         """Anchor boxes moved by the box head: (B, N, D), (B, N, 4) in [0, 1] -> (B, N, 4) cxcywh in [0, 1]."""
-        offsets = self.box_heads[0 if self.shared else layer](states)
+        offsets = self.box_heads[layer % len(self.box_heads)](states)
         with torch.autocast(offsets.device.type, enabled=False):
             return (offsets.to(anchors.dtype) + inverse_sigmoid(anchors)).sigmoid()

@@ -27,7 +27,7 @@ from dinox.structures import (
     RawPredictions,
     Targets,
 )
-from dinox.structures.memory import valid_cells
+from dinox.structures.memory import count_valid_cells
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,6 @@ class DetectionTransformer(nn.Module):
         postprocess: raw predictions to ``Instances``.
         num_classes, num_queries, embed_dim: the numbers that the parts of a config refer to.
         pixel_mean, pixel_std: of the channels in ``input_format``, on 0..255.
-        vis_period: draw detections into the event storage every so many iterations of training; 0: never.
     """
 
     def __init__(
@@ -92,7 +91,6 @@ class DetectionTransformer(nn.Module):
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         input_format: str = "RGB",
-        vis_period: int = 0,
     ):
         super().__init__()
         self.backbone = backbone
@@ -106,7 +104,6 @@ class DetectionTransformer(nn.Module):
         self.postprocess = postprocess
         self.num_classes, self.num_queries, self.embed_dim = num_classes, num_queries, embed_dim
         self.input_format = input_format
-        self.vis_period = vis_period
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -128,6 +125,8 @@ class DetectionTransformer(nn.Module):
         """
         if not self.training:
             return self.inference(batched_inputs)
+        if self.criterion is None:
+            raise ValueError("this model has no criterion, so it can only detect: call model.eval(), or give it one")
         targets = self.prepare_targets(batched_inputs)
         return self.criterion(self.predict(batched_inputs, targets).for_losses(), targets)
 
@@ -147,11 +146,19 @@ class DetectionTransformer(nn.Module):
         """Predictions of the matching group before post-processing, in the current mode; needs no ground truth."""
         return self.predict(batched_inputs).of_matching()
 
-    def predict(self, batched_inputs: list[dict[str, Any]], targets: Targets | None = None) -> Predictions:
-        """Everything from images to the predictions of all groups; groups made from ground truth need ``targets``."""
+    def predict(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        targets: Targets | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Predictions:
+        """Everything from images to the predictions of all groups.
+
+        Groups made from ground truth need ``targets``; ``generator``, on the model's device, draws their noise.
+        """
         memory = self.encode(self.preprocess_image(batched_inputs))
         proposals = None if self.query_selection is None else self.query_selection(memory)
-        groups = self.query_groups(QueryContext(memory, proposals, targets))
+        groups = self.query_groups(QueryContext(memory, proposals, targets, generator))
         decoded = self.decoder(groups, memory, self.heads.boxes)
         logits = torch.stack([self.heads.logits(i, states) for i, states in enumerate(decoded.states)])
         boxes = torch.stack(
@@ -172,10 +179,15 @@ class DetectionTransformer(nn.Module):
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
         """Normalised images (3, H, W) on the model's device, not padded yet."""
+        channels = len(self.pixel_mean)
+        for name, x in zip(_names(batched_inputs), batched_inputs, strict=True):
+            if x["image"].dim() != 3 or len(x["image"]) != channels:
+                got = tuple(x["image"].shape)
+                raise ValueError(f"{name}: expected an image of shape ({channels}, height, width), got {got}")
         return [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
-        names = [str(x.get("file_name", f"image {i} of the batch")) for i, x in enumerate(batched_inputs)]
+        names = _names(batched_inputs)
         missing = [name for name, x in zip(names, batched_inputs, strict=True) if "instances" not in x]
         if missing:
             raise ValueError(
@@ -196,10 +208,12 @@ class DetectionTransformer(nn.Module):
         maps = list(self.backbone(torch.stack([_pad(image, height, width) for image in images])).values())
         heights, widths = torch.tensor([image.shape[1:] for image in images]).unbind(1)
         valid = [
-            torch.stack([valid_cells(heights, height, m.shape[2]), valid_cells(widths, width, m.shape[3])], dim=-1)
+            torch.stack(
+                [count_valid_cells(heights, height, m.shape[2]), count_valid_cells(widths, width, m.shape[3])], dim=-1
+            )
             for m in maps
         ]
-        return FeaturePyramid(maps, torch.stack(valid, dim=1))
+        return FeaturePyramid(maps, torch.stack(valid, dim=1).tolist())
 
     def _unpadded_pyramid(self, images: list[Tensor]) -> FeaturePyramid:
         """Every image through the backbone without padding (equal sizes together); the maps are padded afterwards.
@@ -214,12 +228,17 @@ class DetectionTransformer(nn.Module):
             batch = self.backbone(torch.stack([images[i] for i in indices])).values()
             for row, i in enumerate(indices):
                 maps[i] = [m[row] for m in batch]
-        valid = torch.tensor([[m.shape[1:] for m in levels] for levels in maps])  # (B, L, 2)
-        heights_widths = valid.amax(0).tolist()
-        padded = [
-            torch.stack([_pad(levels[level], h, w) for levels in maps]) for level, (h, w) in enumerate(heights_widths)
-        ]
+        valid = [[(m.shape[1], m.shape[2]) for m in levels] for levels in maps]  # B x L x (h, w)
+        padded = []
+        for level, sizes in enumerate(zip(*valid, strict=True)):
+            height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+            padded.append(torch.stack([_pad(levels[level], height, width) for levels in maps]))
         return FeaturePyramid(padded, valid)
+
+
+def _names(batched_inputs: list[dict[str, Any]]) -> list[str]:
+    """What errors call the images."""
+    return [str(x.get("file_name", f"image {i} of the batch")) for i, x in enumerate(batched_inputs)]
 
 
 def _pad(image: Tensor, height: int, width: int) -> Tensor:

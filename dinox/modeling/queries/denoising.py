@@ -170,7 +170,6 @@ class DenoisingQueries(nn.Module):
             sees=frozenset({MATCHING}),
             subgroup_size=objects.shape[1] * self.box_noise.halves,
             target_index=self._positive_targets(objects, num_groups),
-            repeats=num_groups,
         )
 
     def sample_noise(self, shape: tuple[int, int], copies: int, context: QueryContext) -> DenoisingNoise:
@@ -193,7 +192,6 @@ class DenoisingQueries(nn.Module):
             keys = torch.rand(targets.valid.shape, generator=generator, device=device)
             shuffled = keys.masked_fill(~targets.valid, 2.0).argsort(dim=1)  # a random order, real objects first
             order = shuffled[:, :slots].sort(dim=1).values
-            slot = slot[: order.shape[1]]
         else:
             order = slot.clamp(max=width - 1).expand(len(targets.counts), -1)
         filled = targets.valid.gather(1, order) & (slot < width)

@@ -67,6 +67,12 @@ class SelectedAnchors(nn.Module):
     def forward(self, context: QueryContext) -> tuple[Tensor, Tensor | None]:
         """Returns anchors (B, N, 4) normalised cxcywh, and which are padding (B, N) or None."""
         proposals = _proposals(context)
+        available = proposals.anchors.shape[1]
+        if available < min(self.num_queries, max(context.memory.token_counts)):
+            raise ValueError(
+                f"{self.num_queries} queries need as many proposals, but query_selection gives {available}: set its "
+                "num_proposals to at least model.num_queries"
+            )
         padding = proposals.padding_mask
         return proposals.anchors[:, : self.num_queries], None if padding is None else padding[:, : self.num_queries]
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dinox.layers import make_box_head, make_class_head, xavier_init
 from dinox.structures import Memory, Proposals
+from dinox.utils.precision import at_least_float32
 
 BASE_SIZE = 0.05  # side of a proposal of level 0, as a share of the image; doubles from level to level
 BORDER = 0.01  # proposals closer than this to 0 or 1 in any coordinate are rejected
@@ -18,9 +19,11 @@ def proposal_logits(memory: Memory) -> tuple[Tensor, Tensor]:
 
     Returns (B, S, 4), +inf for rejected tokens (padding, and boxes at the border), and (B, S) bool, True = kept.
     """
-    size = BASE_SIZE * 2.0**memory.token_levels  # (S,)
-    wide = size[None, :, None].expand(*memory.cell_centers.shape)
-    boxes = torch.cat([memory.cell_centers, wide], dim=-1)  # (B, S, 4)
+    centers = memory.cell_centers
+    sizes = torch.cat(  # (S, 2)
+        [centers.new_full((h * w, 2), BASE_SIZE * 2**level) for level, (h, w) in enumerate(memory.spatial_shapes)]
+    )
+    boxes = torch.cat([centers, sizes.expand_as(centers)], dim=-1)  # (B, S, 4)
     kept = ((boxes > BORDER) & (boxes < 1 - BORDER)).all(-1) & ~memory.padding_mask
     return torch.log(boxes / (1 - boxes)).masked_fill(~kept[..., None], torch.inf), kept
 
@@ -61,8 +64,13 @@ class QuerySelection(nn.Module):
 
     @torch.no_grad()
     def _best_tokens(self, tokens: Tensor, memory: Memory) -> Tensor:
-        """(B, N) indices of the tokens with the highest class logit, in descending order."""
-        scores = self.class_head(self.norm(self.projection(tokens))).amax(-1).float()  # (B, S)
+        """(B, N) indices of the tokens with the highest class logit, in descending order.
+
+        In float32 also under autocast: the order gives every query its learned content, and half precision would leave
+        hundreds of tokens with the same score.
+        """
+        with torch.autocast(tokens.device.type, enabled=False):
+            scores = self.class_head(self.norm(self.projection(at_least_float32(tokens)))).amax(-1)  # (B, S)
         count = scores.shape[1]
         if not self.training:
             scores = scores.masked_fill(memory.padding_mask, -torch.inf)

@@ -1,4 +1,4 @@
-"""DINO with the denoising of DN-DETR instead of the contrastive one: row 5 of the paper's table 4, tables 6 and 7."""
+"""DINO with DN-DETR's box noise, positives only, instead of contrastive denoising: table 4 row 5, tables 6 and 7."""
 
 from detectron2.config import LazyCall as L
 

@@ -4,5 +4,6 @@ from .dino_r50_4scale_12ep import dataloader, lr_multiplier, model, optimizer, s
 
 model.backbone.bottom_up.depth = 101
 
-train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-101.pkl"
+# torchvision's ResNet-101, as detectron2's tools/convert-torchvision-to-d2.py writes it; nobody hosts that file.
+train.init_checkpoint = "./R-101.pkl"
 train.output_dir = "./output/dino_r101_4scale_12ep"
