@@ -1,0 +1,53 @@
+"""Loss parts against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from dinox.losses import FocalLoss, GIoULoss, L1Loss, sigmoid_focal_loss
+from dinox.structures import MatchedPredictions, Targets
+
+
+def make_matched(boxes: list, target_index: list, logits: torch.Tensor | None = None) -> MatchedPredictions:
+    """One layer and one image with one target: class 1, box (0.5, 0.5, 0.4, 0.4)."""
+    targets = Targets.from_lists([torch.tensor([1])], [torch.tensor([[0.5, 0.5, 0.4, 0.4]])])
+    boxes = torch.tensor(boxes)[None, None].requires_grad_()
+    logits = torch.zeros(1, 1, boxes.shape[2], 2) if logits is None else logits
+    return MatchedPredictions.pair(logits, boxes, torch.tensor(target_index)[None, None], targets)
+
+
+def test_focal_loss_at_even_odds():
+    """p = 1/2: alpha (1 - p)^2 ln 2 for the present class, (1 - alpha) p^2 ln 2 for the absent one."""
+    present = sigmoid_focal_loss(torch.zeros(1), torch.ones(1)).item()
+    absent = sigmoid_focal_loss(torch.zeros(1), torch.zeros(1)).item()
+    assert present == pytest.approx(0.25 * 0.25 * math.log(2))
+    assert absent == pytest.approx(0.75 * 0.25 * math.log(2))
+
+
+def test_focal_loss_counts_background_for_all_classes():
+    """Two queries, two classes: one entry is present, three are absent."""
+    matched = make_matched([[0.5, 0.5, 0.4, 0.4], [0.2, 0.2, 0.1, 0.1]], [0, -1])
+    expected = (0.25 + 3 * 0.75) * 0.25 * math.log(2)
+    assert FocalLoss()(matched).tolist() == pytest.approx([expected])
+
+
+def test_l1_loss_sums_the_coordinates_of_positives_only():
+    matched = make_matched([[0.6, 0.5, 0.3, 0.4], [0.1, 0.1, 0.1, 0.1]], [0, -1])
+    assert L1Loss()(matched).tolist() == pytest.approx([0.2])
+
+
+def test_giou_loss_of_disjoint_and_of_equal_boxes():
+    """(0.1, 0.5, 0.2, 0.4) beside the target, a gap of 0.1: IoU 0, union .24, enclosing 0.7 x 0.4 = .28."""
+    disjoint = make_matched([[0.1, 0.5, 0.2, 0.4]], [0])
+    assert GIoULoss()(disjoint).tolist() == pytest.approx([1 + 0.04 / 0.28], abs=1e-4)
+    assert GIoULoss()(make_matched([[0.5, 0.5, 0.4, 0.4]], [0])).tolist() == pytest.approx([0.0], abs=1e-4)
+
+
+def test_background_boxes_get_no_gradient():
+    matched = make_matched([[0.6, 0.5, 0.3, 0.4], [0.1, 0.1, 0.1, 0.1]], [0, -1])
+    (L1Loss()(matched) + GIoULoss()(matched)).sum().backward()
+    gradient = matched.boxes.grad if matched.boxes.is_leaf else None
+    assert gradient is not None
+    assert gradient[0, 0, 0].abs().max() > 0
+    assert gradient[0, 0, 1].abs().max() == 0
