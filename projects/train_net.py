@@ -7,10 +7,12 @@ projects/train_net.py --config-file FILE [--eval-only] [--resume] [--num-gpus N]
 import sys
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser
-
 from dinox.cli.arguments import add_common_arguments, run_options
 from dinox.cli.running import start
+
+# isort: split
+# After dinox, which says how to install detectron2 where it is missing.
+from detectron2.engine import default_argument_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

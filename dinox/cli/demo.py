@@ -3,22 +3,37 @@
 import argparse
 import contextlib
 import copy
+import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .arguments import add_common_arguments
-from .running import check_json_target, guarded
+import torch
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import DictConfig, OmegaConf
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from dinox.checkpoint import load_weights
+from dinox.cli.arguments import add_common_arguments
+from dinox.cli.running import check_json_target, guarded
+from dinox.config import load_config
+from dinox.data import register_shapes
+from dinox.data.checks import dataset_names
+from dinox.data.shapes.registration import DEFAULT_DATASETS
+from dinox.engine import evaluate, train
+from dinox.engine.logs import RunLog
+from dinox.evaluation import draw_contact_sheet
+from dinox.utils.json_files import write_json
+from dinox.utils.progress import evaluation_progress, training_progress
 
 HELP = "train a small DINO on a synthetic dataset, evaluate it and draw its detections"
 CONFIG = "dino/dino_demo"
@@ -26,6 +41,7 @@ DEFAULT_OUTPUT = "output/demo"
 
 _STATE_FILE, _PICTURES, _CHECKPOINT = "demo.json", "detections.png", "model_final.pth"
 _PROGRESS_LINES = 20
+_FALLBACK_DATASETS = "datasets"  # detectron2's own default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +59,6 @@ def _run(args: argparse.Namespace) -> None:
     check_json_target(args.json_file)
     results = run_demo(output=args.output, steps=args.steps, config_file=args.config_file)
     if args.json_file:
-        from dinox.utils.json_files import write_json
-
         write_json(args.json_file, {"command": "demo"} | results)
 
 
@@ -54,42 +68,37 @@ def run_demo(
     """Dataset, training, evaluation, pictures. Prints its progress; details go to ``log.txt`` in the output folder.
 
     An interrupted demo is resumed from its last checkpoint. A finished one is not trained again, only evaluated and
-    drawn. A folder that holds something else is left alone: the demo then goes to the next free ``<output>-2``,
-    ``-3``, ...
+    drawn. A folder that holds something else, or a demo with other settings, is left alone: the demo then goes to the
+    next free ``<output>-2``, ``-3``, ...
 
     Returns metrics, paths and seconds per phase. Raises ValueError if ``steps`` is not above 0.
     """
     if steps is not None and steps < 1:
         raise ValueError(f"--steps: expected a number above 0, got {steps}")
     print("dinox demo: a small DINO learns to find shapes in images that dinox draws itself", flush=True)
-    import torch
-
-    from dinox.config import load_config
-    from dinox.engine.logs import RunLog
-    from dinox.utils.json_files import write_json
-
     cfg = load_config(config_file)
     if steps is not None:
         cfg.train.max_iter = steps
-    place = choose_folder(output, steps=cfg.train.max_iter)
+    place = choose_folder(output, settings=_fingerprint(cfg))
     if place.folder != Path(output):
-        print(f"{output} holds something else, or a demo of another length: going to {place.folder}", flush=True)
+        print(f"{output} holds something else, or a demo with other settings: going to {place.folder}", flush=True)
     cfg.train.output_dir = str(place.folder)
     cfg.train.log_period = max(1, cfg.train.max_iter // _PROGRESS_LINES)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with RunLog(console="progress") as log, _indented_progress():
-        place.folder.mkdir(parents=True, exist_ok=True)
-        write_json(place.folder / _STATE_FILE, {"steps": cfg.train.max_iter})
-        log.open_file(place.folder)
-        return _run_phases(cfg, config_file, place, device)
+        return _run_phases(cfg, config_file, place, device, log)
 
 
-def _run_phases(cfg: "DictConfig", config_file: str, place: "Place", device: str) -> dict[str, Any]:
+def _run_phases(cfg: DictConfig, config_file: str, place: "Place", device: str, log: RunLog) -> dict[str, Any]:
     checkpoint, pictures = place.folder / _CHECKPOINT, place.folder / _PICTURES
     phases = _Phases(count=4)
     with phases("dataset"):
-        num_images = _make_datasets(cfg)
+        num_images, datasets = _make_datasets(cfg, say=phases.say)
         phases.say(f"{num_images['train']} images to train on, {num_images['test']} to test")
+    place.folder.mkdir(parents=True, exist_ok=True)
+    if not place.finished:
+        _write_state(place, finished=False)
+    log.open_file(place.folder)
     with phases("training"):
         _train(cfg, place, device=device, say=phases.say)
     with phases("evaluation"):
@@ -108,7 +117,7 @@ log         {place.folder / "log.txt"}
 time        {_duration(sum(phases.seconds.values()))}
 
 Next:
-{_next_commands(cfg, config_file, checkpoint)}""",
+{_next_commands(cfg, config_file, checkpoint, datasets)}""",
         flush=True,
     )
     return {
@@ -126,32 +135,50 @@ Next:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a demo goes. ``resume``, ``finished``: the folder holds an unfinished or finished demo of as many steps."""
+    """Where a demo goes. ``resume``, ``finished``: an unfinished or finished demo with these settings is there."""
 
     folder: Path
+    settings: str
     resume: bool = False
     finished: bool = False
 
 
-def choose_folder(output: str | os.PathLike, *, steps: int) -> Place:
-    """The output folder, or the first of ``<output>-2``, ``-3``, ... that is free or holds a demo of as many steps."""
+def choose_folder(output: str | os.PathLike, *, settings: str) -> Place:
+    """The output folder, or the first of ``<output>-2``, ... that is free or holds a demo with these settings."""
     output, number = Path(output), 1
     while True:
         folder = output if number == 1 else output.with_name(f"{output.name}-{number}")
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return Place(folder)
-        if _steps_of(folder) == steps:
-            finished = (folder / _CHECKPOINT).is_file()
-            return Place(folder, resume=not finished, finished=finished)
+            return Place(folder, settings)
+        state = _read_state(folder)
+        if state.get("settings") == settings:
+            finished = bool(state.get("finished")) and (folder / _CHECKPOINT).is_file()
+            return Place(folder, settings, resume=not finished, finished=finished)
         number += 1
 
 
-def _steps_of(folder: Path) -> int | None:
-    """For how many steps a demo was started in this folder; None if there was none."""
+def _fingerprint(cfg: DictConfig) -> str:
+    """Of all settings: those of a checkpoint have to agree with the config's."""
+
+    def name(thing: Any) -> str:  # of the classes and functions that a config builds with
+        thing = thing if hasattr(thing, "__qualname__") else type(thing)
+        return f"{thing.__module__}.{thing.__qualname__}"
+
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=name).encode()).hexdigest()
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """What a demo noted in this folder; nothing if there was none."""
     try:
-        return json.loads((folder / _STATE_FILE).read_text())["steps"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        state = json.loads((folder / _STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write_state(place: Place, *, finished: bool) -> None:
+    write_json(place.folder / _STATE_FILE, {"settings": place.settings, "finished": finished})
 
 
 # --------------------------------------------------------------------------------------------------------- the phases
@@ -176,21 +203,31 @@ class _Phases:
         print(f"      {text}", flush=True)
 
 
-def _make_datasets(cfg: "DictConfig") -> dict[str, int]:
-    """Written on first use. Returns the numbers of images."""
-    from detectron2.data import DatasetCatalog
+def _make_datasets(cfg: DictConfig, *, say: Callable[[str], None]) -> tuple[dict[str, int], Path | None]:
+    """Written on first use. Returns the numbers of images, and the folder if it is not where detectron2 looks."""
+    names = {split: dataset_names(cfg.dataloader[split]) for split in ("train", "test")}
+    fallback = None
+    try:
+        num_images = _count_images(names)
+    except OSError as error:
+        if not {*names["train"], *names["test"]} <= DEFAULT_DATASETS.keys():
+            raise
+        fallback = Path(_FALLBACK_DATASETS).absolute()
+        say(f"{error.filename}: {error.strerror}")
+        say(f"writing it to {fallback} instead")
+        for name, spec in DEFAULT_DATASETS.items():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+            register_shapes(name, seed=spec.seed, num_images=spec.num_images, size=spec.size, root=fallback)
+        num_images = _count_images(names)
+    return num_images, fallback
 
-    from dinox.data.checks import dataset_names
 
-    return {
-        split: sum(len(DatasetCatalog.get(name)) for name in dataset_names(cfg.dataloader[split]))
-        for split in ("train", "test")
-    }
+def _count_images(names: dict[str, list[str]]) -> dict[str, int]:
+    return {split: sum(len(DatasetCatalog.get(name)) for name in names[split]) for split in names}
 
 
-def _train(cfg: "DictConfig", place: Place, *, device: str, say: Any) -> None:
-    from dinox.engine import train
-
+def _train(cfg: DictConfig, place: Place, *, device: str, say: Callable[[str], None]) -> None:
     steps = cfg.train.max_iter
     if place.finished:
         say(f"{place.folder} holds a finished demo of {steps} steps; not trained again (delete it to start anew)")
@@ -201,28 +238,17 @@ def _train(cfg: "DictConfig", place: Place, *, device: str, say: Any) -> None:
     cfg = copy.deepcopy(cfg)
     del cfg.dataloader.evaluator  # evaluation is a phase of its own
     train(cfg, resume=(place.folder / "last_checkpoint").is_file(), device=device)
+    _write_state(place, finished=True)
 
 
-def _evaluate(cfg: "DictConfig", checkpoint: Path, *, device: str) -> dict[str, float]:
-    from dinox.engine import evaluate
-
+def _evaluate(cfg: DictConfig, checkpoint: Path, *, device: str) -> dict[str, float]:
     cfg = copy.deepcopy(cfg)
     cfg.train.init_checkpoint = str(checkpoint)
     return evaluate(cfg, device=device)
 
 
-def _draw(cfg: "DictConfig", checkpoint: Path, pictures: Path, *, device: str, num_images: int = 12) -> None:
+def _draw(cfg: DictConfig, checkpoint: Path, pictures: Path, *, device: str, num_images: int = 12) -> None:
     """A contact sheet of the first images of the test dataset."""
-    from itertools import islice
-
-    import torch
-    from detectron2.config import instantiate
-    from detectron2.data import MetadataCatalog
-
-    from dinox.checkpoint import load_weights
-    from dinox.data.checks import dataset_names
-    from dinox.evaluation import draw_contact_sheet
-
     model = instantiate(cfg.model).to(device).eval()
     load_weights(model, str(checkpoint), purpose="evaluate")
     dataset_dicts = instantiate(cfg.dataloader.test.dataset)[:num_images]
@@ -236,7 +262,6 @@ def _draw(cfg: "DictConfig", checkpoint: Path, pictures: Path, *, device: str, n
 @contextlib.contextmanager
 def _indented_progress() -> Iterator[None]:
     """Progress lines belong under the heading of their phase."""
-    from dinox.utils.progress import evaluation_progress, training_progress
 
     def indent(record: logging.LogRecord) -> bool:
         record.msg = f"      {record.msg}"
@@ -252,16 +277,17 @@ def _indented_progress() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ the end
 
 
-def _next_commands(cfg: "DictConfig", config_file: str, checkpoint: Path) -> str:
-    command, longer = _command(), f"{checkpoint.parent}-longer"
-    return "\n".join(
-        f"  {command} {arguments}"
-        for arguments in (
-            f"eval --config-file {config_file} train.init_checkpoint={checkpoint}",
-            f"train --config-file {config_file} train.max_iter={2 * cfg.train.max_iter} train.output_dir={longer}",
-            "train --config-file dino/dino_r50_4scale_12ep --num-gpus 8   # needs COCO in $DETECTRON2_DATASETS/coco",
-        )
-    )
+def _next_commands(cfg: DictConfig, config_file: str, checkpoint: Path, datasets: Path | None) -> str:
+    """For the shell. ``datasets``: the folder of the demo's images if it is not where detectron2 looks."""
+    dinox_command = _command()
+    here = dinox_command if datasets is None else f"DETECTRON2_DATASETS={shlex.quote(str(datasets))} {dinox_command}"
+    config = shlex.quote(str(config_file))
+    weights = shlex.quote(f"train.init_checkpoint={checkpoint}")
+    longer = shlex.quote(f"train.output_dir={checkpoint.parent}-longer")
+    return f"""\
+  {here} eval --config-file {config} {weights}
+  {here} train --config-file {config} train.max_iter={2 * cfg.train.max_iter} {longer}
+  {dinox_command} train --config-file dino/dino_r50_4scale_12ep --num-gpus 8   # COCO: $DETECTRON2_DATASETS/coco"""
 
 
 def _percent(metric: float) -> str:
@@ -275,8 +301,8 @@ def _command() -> str:
     if on_path and Path(on_path).resolve() == beside.resolve():
         return "dinox"
     if beside.is_file():
-        return os.path.relpath(beside)
-    return f"{os.path.relpath(sys.executable)} -m dinox"
+        return shlex.quote(os.path.relpath(beside))
+    return f"{shlex.quote(os.path.relpath(sys.executable))} -m dinox"
 
 
 def _duration(seconds: float) -> str:

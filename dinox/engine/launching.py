@@ -14,12 +14,12 @@ def check_launch(*, num_gpus: int, num_machines: int, machine_rank: int, dist_ur
         raise ValueError(f"--num-machines: expected at least 1, got {num_machines}")
     if not 0 <= machine_rank < num_machines:
         raise ValueError(f"--machine-rank: expected 0 to {num_machines - 1} of {num_machines}, got {machine_rank}")
-    if num_gpus < several:
-        raise ValueError(f"--num-gpus: expected at least {int(several)} with {num_machines} machines, got {num_gpus}")
+    if num_gpus < (1 if several else 0):
+        raise ValueError(f"--num-gpus: expected at least {'1 on each machine' if several else 0}, got {num_gpus}")
     if several and dist_url == "auto":
         raise ValueError(
-            f"--num-machines {num_machines}: give the same --dist-url tcp://HOST:PORT on all of them, where HOST is the "
-            "machine of rank 0 and PORT one of its free ports"
+            f"--num-machines {num_machines}: give the same --dist-url tcp://HOST:PORT on all of them: HOST is the "
+            "machine of rank 0, PORT a free port there"
         )
     found = torch.cuda.device_count()
     if num_gpus > found and num_gpus * num_machines > 1:

@@ -21,7 +21,7 @@ _BUFFERED_RECORDS = 100_000
 class RunLog:
     """Context manager around one run; leaves logging as it found it.
 
-    The output folder of a run is created only after its settings proved right. Until :meth:`open_file` is called,
+    The output folder of a run is created only after its settings proved right. Until ``open_file`` is called,
     messages for the file are kept in memory; a run that fails before leaves no file.
 
     ``console``: "full" (all messages), "progress" (progress lines without decoration, our warnings), "off" (nothing).

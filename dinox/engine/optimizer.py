@@ -90,7 +90,7 @@ class ClippedAdamW(torch.optim.AdamW):
         # A config's list would end up in the checkpoint, which could then not be loaded as plain tensors and numbers.
         betas = tuple(float(beta) for beta in betas)
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
-        # Fused kernels offer to unscale in `step`, which would be after clipping.
+        # Fused kernels offer to unscale in ``step``, which would be after clipping.
         self._step_supports_amp_scaling = False
         self.max_grad_norm = max_grad_norm
         self._clipped = False

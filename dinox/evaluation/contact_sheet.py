@@ -36,7 +36,7 @@ _DASH, _HATCH_STEP = 6, 10
 
 @dataclass(frozen=True)
 class _Mark:
-    """Something to draw on a picture. `box`: in pixels of the image."""
+    """Something to draw on a picture. ``box``: in pixels of the image."""
 
     box: Rectangle
     class_index: int
@@ -59,11 +59,11 @@ def draw_contact_sheet(
     """Write a PNG with the ground truth and the detections of each image side by side.
 
     Args:
-        dataset_dicts: images as detectron2's datasets give them (`file_name`, `annotations`); the first `max_images`
-            are drawn.
-        predictions: per image the model's `{"instances": Instances}`, or the Instances, in pixels of the original image
-            and with contiguous class indices.
-        metadata: of the dataset; `thing_classes` names the classes, `thing_colors` (optional, RGB in 0..255) gives
+        dataset_dicts: images as detectron2's datasets give them (``file_name``, ``annotations``); the first
+            ``max_images`` are drawn.
+        predictions: per image the model's ``{"instances": Instances}``, or the Instances, in pixels of the original
+            image and with contiguous class indices.
+        metadata: of the dataset; ``thing_classes`` names the classes, ``thing_colors`` (optional, RGB in 0..255) gives
             their colours.
         path: the PNG to write; an existing one is replaced when the new one is complete.
         score_threshold: detections with lower scores are left out.
@@ -233,7 +233,7 @@ def _draw_label(
     picture_size: tuple[int, int],
     taken: list[Rectangle],
 ) -> Rectangle:
-    """Write `text` at the box where it covers the least of the labels in `taken`; return the rectangle it covers."""
+    """Write ``text`` at the box where it covers least of the labels in ``taken``; return the rectangle it covers."""
     font = _font(_LABEL_SIZE)
     left, top, right, bottom = font.getbbox(text)
     width, height = right - left + 6, bottom - top + 5
@@ -298,7 +298,7 @@ def _font(size: int) -> ImageFont.ImageFont:
 
 
 def _save_whole(image: Image.Image, path: Path) -> None:
-    """Write a PNG such that `path` is the old file or the complete new one at any time."""
+    """Write a PNG such that ``path`` is the old file or the complete new one at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:

@@ -13,6 +13,7 @@ def test_parameters_are_the_papers(config):
     assert count_parameters(instantiate(model_zoo.get_config(config).model)) == pytest.approx(47e6, rel=0.01)
 
 
+@pytest.mark.slow
 def test_gflops_are_the_papers():
     """Table 1: 279 for 4 scales at 800x1333. (5 scales, published as 860, take too long for a test.)"""
     model = instantiate(model_zoo.get_config("dino/dino_r50_4scale_12ep").model)

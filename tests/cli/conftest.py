@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dinox.cli import main
 
@@ -11,6 +12,16 @@ TINY_CONFIG = str(Path(__file__).parents[1] / "engine" / "tiny_config.py")
 def output_dir(tmp_path):
     """A folder that does not exist yet."""
     return tmp_path / "run"
+
+
+@pytest.fixture
+def forget_datasets():
+    """What a test registers is gone after it."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ def test_train_then_eval(dinox, output_dir, tmp_path):
     assert trained["output_dir"] == str(output_dir)
 
     weights = f"train.init_checkpoint={output_dir / 'model_final.pth'}"
-    code, _, _ = dinox("eval", "--config-file", TINY_CONFIG, "--json", tmp_path / "eval.json", weights)
+    elsewhere = f"train.output_dir={tmp_path / 'eval'}"
+    code, _, _ = dinox("eval", "--config-file", TINY_CONFIG, "--json", tmp_path / "eval.json", weights, elsewhere)
     assert code == 0
     evaluated = json.loads((tmp_path / "eval.json").read_text())
     assert evaluated["results"] == trained["results"]
@@ -48,6 +49,8 @@ def test_train_then_eval(dinox, output_dir, tmp_path):
         ),
         ("train.init_checkpoint=nowhere.pth", ["nowhere.pth: no such file"]),
         ("schedule.epochs=0", ["epochs"]),
+        ("train.max_iter=0", ["train.max_iter: expected a whole number of at least 1, got 0"]),
+        ("dataloader.test.dataset.names=[dinox_tiny_val]", ["Give one name, dataloader.test.dataset.names=dinox_tin"]),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(dinox, output_dir, tmp_path, override, messages):
@@ -95,6 +98,35 @@ def test_an_explicit_gpu_has_to_be_there(dinox, output_dir):
     assert code == 2
     assert "--num-gpus 2: torch finds 0 CUDA devices" in err
     assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--num-gpus", "-1"], "--num-gpus: expected at least 0, got -1"),
+        (["--num-gpus", "0", "train.device=cuda"], "--num-gpus 0 asks for the CPU, but train.device=cuda"),
+        (["--num-machines", "0"], "--num-machines: expected at least 1, got 0"),
+        (["--num-machines", "2"], "--num-machines 2: give the same --dist-url tcp://HOST:PORT on all of them"),
+        (["--num-machines", "2", "--num-gpus", "0"], "--num-gpus: expected at least 1 on each machine, got 0"),
+        (["--machine-rank", "1"], "--machine-rank: expected 0 to 0 of 1, got 1"),
+    ],
+)
+def test_a_wrong_number_of_processes_is_one_line(dinox, output_dir, arguments, message):
+    code, _, err = dinox("train", "--config-file", TINY_CONFIG, *arguments, f"train.output_dir={output_dir}")
+    assert code == 2
+    assert is_one_line(err)
+    assert message in err
+    assert not output_dir.exists()
+
+
+def test_a_finished_run_is_not_replaced_by_mistake(dinox, output_dir):
+    arguments = ["train", "--config-file", TINY_CONFIG, "train.max_iter=1", f"train.output_dir={output_dir}"]
+    assert dinox(*arguments)[0] == 0
+    code, _, err = dinox(*arguments)
+    assert code == 2
+    assert is_one_line(err)
+    assert "holds checkpoints of an earlier run: resume it (--resume)" in err
+    assert dinox(*arguments, "--resume")[0] == 0
 
 
 def test_a_config_that_is_not_there_gets_a_did_you_mean(dinox):

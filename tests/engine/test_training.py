@@ -7,9 +7,6 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import SimpleTrainer, default_writers, hooks
-from detectron2.engine.defaults import create_ddp_model
-from detectron2.evaluation import inference_on_dataset
 
 from dinox.checkpoint import CheckpointError
 from dinox.data.errors import DataError
@@ -76,9 +73,9 @@ def test_evaluation_of_the_checkpoint_repeats_the_last_one(finished_run):
     assert evaluate(cfg, resume=True, console="off") == pytest.approx(results, nan_ok=True)
 
 
-def test_a_model_that_detects_nothing_scores_zero(finished_run):
+def test_a_model_that_detects_nothing_scores_zero(finished_run, tiny_cfg):
     cfg, _ = finished_run
-    silent = LazyConfig.apply_overrides(LazyConfig.load(TINY_CONFIG), ["++model.min_score=2.0"])
+    silent = LazyConfig.apply_overrides(tiny_cfg, ["++model.min_score=2.0"])
     silent.train.init_checkpoint = f"{cfg.train.output_dir}/model_final.pth"
     results = evaluate(silent, console="off")
     assert results["detections/count"] == 0
@@ -111,6 +108,32 @@ def test_a_finished_run_is_only_evaluated_again(finished_run):
     assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint(cfg)["model"].items())
 
 
+def test_a_folder_with_checkpoints_is_not_trained_into_by_mistake(finished_run):
+    cfg, _ = finished_run
+    before = {path: path.stat().st_mtime_ns for path in Path(cfg.train.output_dir).iterdir()}
+    with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run: resume it \(--resume\), or give"):
+        train(cfg, console="off")
+    assert {path: path.stat().st_mtime_ns for path in Path(cfg.train.output_dir).iterdir()} == before
+
+
+def test_resuming_with_another_optimizer_is_an_error(finished_run):
+    cfg, _ = finished_run
+    other = copy.deepcopy(cfg)
+    other.optimizer.lr = 5e-5
+    with pytest.raises(ValueError, match=r"lr is 5e-05 in the config and 0\.0001 in the checkpoint.*train\.init_check"):
+        train(other, resume=True, console="off")
+    other = copy.deepcopy(cfg)
+    other.optimizer.params.norm_weight_decay = None
+    with pytest.raises(ValueError, match=r"parameter groups of \[.*the checkpoint's of \["):
+        train(other, resume=True, console="off")
+
+
+def test_resuming_finds_its_hooks(finished_run):
+    cfg, _ = finished_run
+    train(cfg, resume=True, console="off")
+    assert "Cannot find the hook" not in (Path(cfg.train.output_dir) / "log.txt").read_text()
+
+
 def test_resuming_another_model_is_an_error(finished_run):
     cfg, _ = finished_run
     wider = LazyConfig.apply_overrides(LazyConfig.load(TINY_CONFIG), [f"train.output_dir={cfg.train.output_dir}"])
@@ -135,6 +158,14 @@ def test_resuming_beyond_the_end_is_an_error(finished_run):
         ("train.device=gpu", ValueError, "expected 'cpu' or 'cuda', got 'gpu'"),
         ("train.amp={enabled:true,dtype:fp8}", ValueError, "fp8"),
         ("schedule.drop_epochs=[4]", ValueError, "drop_epochs"),
+        ("train.max_iter=0", ValueError, "train.max_iter: expected a whole number of at least 1, got 0"),
+        ("train.log_period=0", ValueError, "train.log_period: expected a whole number of at least 1, got 0"),
+        ("train.checkpointer.period=0", ValueError, "train.checkpointer.period: expected a whole number"),
+        (
+            "dataloader.test.dataset.names=[dinox_tiny_val,dinox_tiny_train]",
+            ValueError,
+            r"one dataset, not a list. Give one name, dataloader\.test\.dataset\.names=dinox_tiny_val",
+        ),
     ],
 )
 def test_nothing_is_written_before_the_checks_have_passed(tiny_cfg, override, error, message):
@@ -193,42 +224,3 @@ def test_the_cpu_takes_the_place_of_a_gpu_only_where_none_was_asked_for(caplog):
     assert "running on the CPU" in caplog.text
     with pytest.raises(ValueError, match=r"train\.device=cuda.*no CUDA device"):
         resolve_device("cuda", requested="cuda")
-
-
-def test_detectron2s_own_training_script_runs_the_config(tmp_path):
-    """The calls of its tools/lazyconfig_train_net.py, in their order."""
-    cfg = LazyConfig.apply_overrides(
-        LazyConfig.load(TINY_CONFIG), [f"train.output_dir={tmp_path}", "schedule.epochs=4"]
-    )
-    model = instantiate(cfg.model)
-    model.to(cfg.train.device)
-    cfg.optimizer.params.model = model
-    optim = instantiate(cfg.optimizer)
-    train_loader = instantiate(cfg.dataloader.train)
-    model = create_ddp_model(model, **cfg.train.ddp)
-    assert not cfg.train.amp.enabled
-    trainer = SimpleTrainer(model, train_loader, optim)
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir, optimizer=optim, trainer=trainer)
-    results = {}
-
-    def do_test():
-        evaluator = instantiate(cfg.dataloader.evaluator)
-        results.update(inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator))
-        return results
-
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer),
-            hooks.EvalHook(cfg.train.eval_period, do_test),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period
-            ),
-        ]
-    )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=False)
-    trainer.train(0, cfg.train.max_iter)
-    assert trainer.iter == cfg.train.max_iter == 8
-    assert "AP" in results["bbox"]
-    assert max(metrics(cfg)) == 7

@@ -1,6 +1,6 @@
 """A LazyConfig of TinyDetector on eight images of the embedded dataset."""
 
-import tempfile
+import os
 
 from detectron2.config import LazyCall as L
 
@@ -13,7 +13,7 @@ from ...configs.common.schedule import lr_multiplier, schedule  # noqa: F401
 from ...configs.common.train import train
 
 for seed, name in enumerate(("dinox_tiny_train", "dinox_tiny_val")):
-    register_shapes(name, seed=100 + seed, num_images=8, size=96, root=tempfile.gettempdir() + "/dinox-tests")
+    register_shapes(name, seed=100 + seed, num_images=8, size=96, root=os.environ["DINOX_TEST_DATASETS"])
 
 dataloader.train.dataset.names = "dinox_tiny_train"
 dataloader.test.dataset.names = "dinox_tiny_val"

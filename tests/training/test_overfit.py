@@ -74,6 +74,7 @@ def average_precision(model: torch.nn.Module, images: list[dict]) -> float:
     return evaluator.evaluate(img_ids=[image["image_id"] for image in images])["bbox"]["AP50"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "config",
