@@ -10,9 +10,8 @@ from dinox.structures import QueryContext, QueryGroup
 class QueryGroups(nn.ModuleDict):
     """Makers of query groups by name; a plain dict would not be instantiated by LazyConfig.
 
-    ``QueryGroups(denoising=..., matching=...)``: groups stand in this order in the decoder, under
-    these names. A maker that is None is
-    left out, and one that returns None (denoising at inference) makes no group.
+    ``QueryGroups(denoising=..., matching=...)``: groups stand in this order in the decoder, under these names. A maker
+    that is None is left out, and one that returns None (denoising at inference) makes no group.
     """
 
     def __init__(self, **makers: nn.Module | None):
