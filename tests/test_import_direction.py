@@ -34,7 +34,7 @@ GROUPS = (
     ("modeling.meta_arch", "modeling"),  # "modeling" itself: its __init__.py, which re-exports
     ("checkpoint",),
     ("model_zoo",),
-    ("data", "engine", "evaluation", "analysis", "export"),
+    ("data", "engine", "evaluation", "analysis", "export", "inference"),
     ("cli",),
     ("dinox",),  # the top level: dinox/__init__.py and dinox/__main__.py
 )

@@ -35,7 +35,6 @@ from dinox.evaluation import draw_contact_sheet
 from dinox.utils.json_files import write_json
 from dinox.utils.progress import evaluation_progress, training_progress
 
-HELP = "train a small DINO on a synthetic dataset, evaluate it and draw its detections"
 CONFIG = "dino/dino_demo"
 DEFAULT_OUTPUT = "output/demo"
 

@@ -5,8 +5,6 @@ import argparse
 from dinox.cli.arguments import add_run_arguments, run_options
 from dinox.cli.running import start
 
-HELP = "train a detector from a config"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in train.output_dir")
