@@ -3,17 +3,23 @@
 Importing it registers the meta-architecture, the backbones and the embedded dataset with detectron2.
 """
 
-try:
-    import detectron2  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ImportError(
-        f"dinox extends detectron2, which cannot be imported here ({error}). In a checkout of dinox, `make setup` "
-        "makes an environment with everything, and `python tools/detectron2_v06.py` installs detectron2 v0.6 into the "
-        "active one. Other ways: https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
-    ) from None
+import sys
 
-from dinox import checkpoint, data, model_zoo, modeling
+from dinox.utils.compat import require_detectron2
+from dinox.utils.unusable import explain, runs_as_command
+
+try:
+    require_detectron2()
+except ImportError as error:
+    if not runs_as_command():
+        raise
+    sys.exit(explain(error, sys.argv[1:]))  # the commands need more of dinox than there will be
+
+# isort: split
+from dinox import checkpoint, data, model_zoo, modeling  # noqa: E402
+from dinox.config import add_dinox_config  # noqa: E402
+from dinox.inference import Predictor  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "checkpoint", "data", "model_zoo", "modeling"]
+__all__ = ["Predictor", "__version__", "add_dinox_config", "checkpoint", "data", "model_zoo", "modeling"]

@@ -7,7 +7,7 @@ projects/train_net.py --config-file FILE [--eval-only] [--resume] [--num-gpus N]
 import sys
 from collections.abc import Sequence
 
-from dinox.cli.arguments import add_common_arguments, run_options
+from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, run_options
 from dinox.cli.running import start
 
 # isort: split
@@ -17,6 +17,7 @@ from detectron2.engine import default_argument_parser
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = default_argument_parser(epilog=__doc__)
+    add_config_safety_arguments(parser)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     args.overrides = args.opts

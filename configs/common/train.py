@@ -7,6 +7,8 @@ train = {
     "output_dir": "./output",
     # Weights to start from: a detector's checkpoint, or a file with nothing but a backbone (ImageNet weights).
     "init_checkpoint": "",
+    # Take whatever fits of these weights; else less than 90 % of the model's (or of the backbone's) is an error.
+    "allow_partial": False,
     "max_iter": "${schedule.iterations}",
     # bf16 or fp16 with fp32 islands. (detectron2's own script knows fp16 only and ignores dtype.)
     "amp": {"enabled": False, "dtype": "bf16"},

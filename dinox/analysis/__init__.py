@@ -1,5 +1,46 @@
-"""Looking into models."""
+"""Looking into models and training runs."""
 
-from dinox.analysis.complexity import Complexity, count_parameters, measure_complexity
+from dinox.analysis.activations import ActivationMemory, measure_activation_memory
+from dinox.analysis.complexity import DETECTION_SIZE, Complexity, measure_complexity
+from dinox.analysis.curves import AXIS_LABELS, DEFAULT_AXES, DEFAULT_METRICS, choose_metrics, draw_curves
+from dinox.analysis.inputs import synthetic_inputs
+from dinox.analysis.model_report import ModelReport, analyze_model, report_rows
+from dinox.analysis.parameters import (
+    ParameterCounts,
+    count_parameters,
+    count_parameters_by_part,
+    parameters_read_in_detection,
+)
+from dinox.analysis.parts import watch_parts
+from dinox.analysis.runs import Run, Series, is_evaluation, read_run, read_runs
+from dinox.analysis.timing import PhaseTimes, Repetitions, profile_phases
 
-__all__ = ["Complexity", "count_parameters", "measure_complexity"]
+__all__ = [
+    "AXIS_LABELS",
+    "DEFAULT_AXES",
+    "DEFAULT_METRICS",
+    "DETECTION_SIZE",
+    "ActivationMemory",
+    "Complexity",
+    "ModelReport",
+    "ParameterCounts",
+    "PhaseTimes",
+    "Repetitions",
+    "Run",
+    "Series",
+    "analyze_model",
+    "choose_metrics",
+    "count_parameters",
+    "count_parameters_by_part",
+    "draw_curves",
+    "is_evaluation",
+    "measure_activation_memory",
+    "measure_complexity",
+    "parameters_read_in_detection",
+    "profile_phases",
+    "read_run",
+    "read_runs",
+    "report_rows",
+    "synthetic_inputs",
+    "watch_parts",
+]

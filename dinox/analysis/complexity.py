@@ -18,6 +18,9 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
 
+from dinox.analysis.modes import in_mode
+from dinox.analysis.parameters import count_parameters
+
 _MULTIPLY_ADDS_PER_SAMPLE = 5  # four corners, one attention weight
 
 DETECTION_SIZE = (800, 1333)  # height, width: where papers count
@@ -36,17 +39,12 @@ class Complexity:
 
 def measure_complexity(model: nn.Module, *, size: tuple[int, int] = DETECTION_SIZE) -> Complexity:
     """Run the model once on an image of this (height, width), in evaluation mode, and count."""
-    was_training = model.training
-    model.eval()
     image = torch.zeros(3, *size, device=model.device)
-    counter = FlopCountAnalysis(_OnOneImage(model), image)
-    counter.set_op_handle(**_HANDLES)
-    counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    try:
-        with torch.no_grad():
-            by_module = counter.by_module()
-    finally:
-        model.train(was_training)
+    with in_mode(model, training=False), torch.no_grad():
+        counter = FlopCountAnalysis(_OnOneImage(model), image)
+        counter.set_op_handle(**_HANDLES)
+        counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        by_module = counter.by_module()
     parts = ["", *(name for name, _ in model.named_children())]
     return Complexity(
         parameters={part: count_parameters(model.get_submodule(part)) for part in parts},
@@ -64,11 +62,6 @@ class _OnOneImage(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         raw = self.model.raw_predictions([{"image": image}])
         return raw.logits, raw.boxes
-
-
-def count_parameters(module: nn.Module) -> int:
-    """All parameters, frozen ones included; FrozenBatchNorm's constants are buffers and not counted."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter:

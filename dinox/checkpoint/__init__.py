@@ -1,6 +1,18 @@
 """Weights: reading them with an account of what was loaded, and converting those of other implementations."""
 
-from dinox.checkpoint.conversion import convert
+from dinox.checkpoint.conversion import ConversionReport, convert, convert_file
+from dinox.checkpoint.description import CheckpointDescription, describe, read_description
 from dinox.checkpoint.loading import Checkpointer, CheckpointError, LoadReport, load_weights
 
-__all__ = ["CheckpointError", "Checkpointer", "LoadReport", "convert", "load_weights"]
+__all__ = [
+    "CheckpointDescription",
+    "CheckpointError",
+    "Checkpointer",
+    "ConversionReport",
+    "LoadReport",
+    "convert",
+    "convert_file",
+    "describe",
+    "load_weights",
+    "read_description",
+]

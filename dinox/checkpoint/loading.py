@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from dinox.checkpoint.reading import CheckpointError, local_file, read_checkpoint
+from dinox.checkpoint.reading import CheckpointError, LocalFile, check_weights, local_file, read_checkpoint
+from dinox.checkpoint.tensor_files import ENTRY
 from dinox.utils.names import backbone_prefix
+from dinox.utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ ENOUGH = 0.9
 CLASS_HEAD = re.compile(r"class|label")
 """Names of the tensors that depend on the number of classes: prediction heads and label embeddings."""
 
-Purpose = Literal["train", "evaluate", "resume"]
+Purpose = Literal["train", "partial", "evaluate", "resume"]
 
 _SHOWN = 3  # names in a one-line message
 
@@ -89,22 +90,39 @@ class Checkpointer(DetectionCheckpointer):
     report: LoadReport | None = None
     """Of the last ``load``."""
 
+    description: dict[str, Any] | None = None
+    """What the files say about themselves, see ``dinox.checkpoint.describe``."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """The stock method; the file gets the ``description`` as well."""
+        own = {} if self.description is None else {ENTRY: self.description}
+        super().save(name, **own | kwargs)
+
     def load(self, path: str, *args: Any, purpose: Purpose | None = None, **kwargs: Any) -> dict[str, Any]:
         """The stock method, which takes any file; with a ``purpose``, only what is enough for it (see ``require``)."""
+        # Of a URL the copy that was checked, not one that detectron2 would fetch without.
+        file = local_file(path) if path else LocalFile(path)
         self._path, self._purpose = path, purpose
-        if path:
-            local_file(path)
-        return super().load(path, *args, **kwargs)
+        # Own runs write what they resume; a digest names one known file.
+        self._trusted = purpose == "resume" or file.verified
+        return super().load(file.path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Replaces the stock methods of v0.6 and main, which unpickle anything."""
-        checkpoint = read_checkpoint(filename)
+        try:
+            checkpoint = read_checkpoint(filename, trusted=self._trusted)
+        except CheckpointError as error:
+            if filename == self._path:
+                raise
+            raise CheckpointError(
+                f"{error} (this is the cached copy of {self._path}: remove it to fetch it anew)"
+            ) from error
         if filename.endswith(".pkl"):
-            return _from_pickle(checkpoint)
+            return _from_pickle(checkpoint, self._path)
         return checkpoint if "model" in checkpoint else {"model": checkpoint}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        file_tensors = _count_tensors(checkpoint["model"], self._path)
+        file_tensors = check_weights(checkpoint["model"], self._path)
         incompatible = super()._load_model(checkpoint)
         self.report = _make_report(self._path, self.model, incompatible, file_tensors)
         return incompatible
@@ -139,11 +157,18 @@ def require(report: LoadReport, purpose: Purpose) -> None:
       at least 90 % of the model's backbone. The statistics of the pixels have to be those of the file: torchvision's
       are RGB with mean 123.675, 116.28, 103.53 and std 58.395, 57.12, 57.375, MSRA's are BGR with mean 103.53,
       116.28, 123.675 and std 1.
+
+    "partial" takes any tensor that fits, if there is one.
     """
     if purpose == "train":
         if not (report.is_detector or report.is_backbone):
             enough = f"at least {ENOUGH:.0%} of the model's or of the backbone's tensors"
-            raise CheckpointError(_explain(report, f"training starts from {enough}"))
+            raise CheckpointError(
+                _explain(report, f"training starts from {enough}, unless train.allow_partial=True is set")
+            )
+    elif purpose == "partial":
+        if not report.loaded:
+            raise CheckpointError(_explain(report, "training starts from at least one of them"))
     elif not report.is_complete:
         raise CheckpointError(_explain(report, f"to {purpose} takes all of them"))
 
@@ -153,8 +178,11 @@ def log_report(report: LoadReport) -> None:
     only = " (a backbone; everything else is as initialised)" if report.is_backbone else ""
     logger.info("%s: %s%s", report.path, report.summary(), only)
     if report.class_heads:
-        logger.info("Heads for another number of classes, initialised anew: %s", ", ".join(report.class_heads))
-    if report.is_detector:
+        rows = [(name, str(in_file[0]), str(here[0])) for name, in_file, here in report.mismatched]
+        rows = [row for row in rows if row[0] in report.class_heads]
+        table = format_table(["heads for another number of classes", "file", "here"], rows)
+        logger.info("Initialised anew:\n%s", table)
+    if report.is_detector or not report.is_backbone:
         rest = [*report.missing, *(name for name, *_ in report.mismatched if name not in report.class_heads)]
         if rest:
             logger.warning("Not in %s, initialised anew: %s", report.path, ", ".join(rest))
@@ -162,28 +190,14 @@ def log_report(report: LoadReport) -> None:
             logger.warning("In %s, but not in the model: %s", report.path, ", ".join(report.unexpected))
 
 
-def _from_pickle(checkpoint: dict[str, Any]) -> dict[str, Any]:
+def _from_pickle(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     """detectron2's own files say who wrote them; Caffe2's are bare dictionaries whose names have to be translated."""
     if "model" in checkpoint and "__author__" in checkpoint:
         return checkpoint
     blobs = checkpoint.get("blobs", checkpoint)
+    check_weights(blobs, path)
     weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _count_tensors(weights: Any, path: str) -> int:
-    """Number of tensors. Raises CheckpointError if there is something else, NaN or infinity among them."""
-    if not isinstance(weights, dict):
-        raise CheckpointError(
-            f"checkpoint {path}: expected a dictionary of tensors as 'model', got {type(weights).__name__}"
-        )
-    for name, value in weights.items():
-        if not hasattr(value, "shape"):
-            raise CheckpointError(f"checkpoint {path}: expected a tensor as {name!r}, got {type(value).__name__}")
-        tensor = torch.as_tensor(value)
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"checkpoint {path}: {name!r} holds NaN or infinity. Take an earlier checkpoint")
-    return len(weights)
 
 
 def _make_report(path: str, model: nn.Module, incompatible: Any, file_tensors: int) -> LoadReport:
@@ -230,6 +244,6 @@ def _explain(report: LoadReport, expected: str) -> str:
         examples.append(f"{name}: {in_file} in the file, {in_model} in the model")
     return (
         f"checkpoint {report.path} is not of this model: {report.summary()}; {expected} ({'; '.join(examples)}). "
-        "Take the config that the file was trained with; if it is another project's, convert it with "
-        "dinox.checkpoint.convert"
+        "Take the config that the file was trained with; if it is another project's, convert it (dinox convert, or "
+        "dinox.checkpoint.convert)"
     )

@@ -10,6 +10,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks (also: DINOX_DEBUG=1)")
 
 
+def add_config_safety_arguments(parser: argparse.ArgumentParser) -> None:
+    """For commands that load configs, from files or from checkpoints: gives ``args.allow_targets``, a list."""
+    parser.add_argument(
+        "--allow-target",
+        action="append",
+        default=[],
+        dest="allow_targets",
+        metavar="PKG",
+        help="a package that a yaml config, or the one in a checkpoint, may call as well; can be repeated",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of detectron2's training scripts, which see."""
     parser.add_argument("--config-file", required=True, metavar="CONFIG", help="a file, or a name in the model zoo")
@@ -24,6 +36,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings of the config, such as optimizer.lr=5e-5"
     )
+    add_config_safety_arguments(parser)
     add_common_arguments(parser)
 
 
@@ -31,6 +44,7 @@ def run_options(args: argparse.Namespace, *, eval_only: bool) -> RunOptions:
     return RunOptions(
         config_file=args.config_file,
         overrides=tuple(args.overrides),
+        allow_targets=tuple(args.allow_targets),
         eval_only=eval_only,
         resume=args.resume,
         json_file=args.json_file,

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
-from dinox.checkpoint import load_weights
 from dinox.cli.arguments import add_common_arguments
 from dinox.cli.running import check_json_target, guarded
 from dinox.config import load_config
@@ -32,6 +30,7 @@ from dinox.data.shapes.registration import DEFAULT_DATASETS
 from dinox.engine import evaluate, train
 from dinox.engine.logs import RunLog
 from dinox.evaluation import draw_contact_sheet
+from dinox.inference import Predictor
 from dinox.utils.json_files import write_json
 from dinox.utils.progress import evaluation_progress, training_progress
 
@@ -248,12 +247,9 @@ def _evaluate(cfg: DictConfig, checkpoint: Path, *, device: str) -> dict[str, fl
 
 def _draw(cfg: DictConfig, checkpoint: Path, pictures: Path, *, device: str, num_images: int = 12) -> None:
     """A contact sheet of the first images of the test dataset."""
-    model = instantiate(cfg.model).to(device).eval()
-    load_weights(model, str(checkpoint), purpose="evaluate")
     dataset_dicts = instantiate(cfg.dataloader.test.dataset)[:num_images]
-    with torch.no_grad():
-        batches = islice(instantiate(cfg.dataloader.test), num_images)
-        predictions = [{"instances": found["instances"].to("cpu")} for batch in batches for found in model(batch)]
+    predictor = Predictor(checkpoint, config=cfg, device=device)
+    predictions = predictor([image["file_name"] for image in dataset_dicts])
     metadata = MetadataCatalog.get(dataset_names(cfg.dataloader.test)[0])
     draw_contact_sheet(dataset_dicts, predictions, metadata, pictures)
 
@@ -283,7 +279,9 @@ def _next_commands(cfg: DictConfig, config_file: str, checkpoint: Path, datasets
     config = shlex.quote(str(config_file))
     weights = shlex.quote(f"train.init_checkpoint={checkpoint}")
     longer = shlex.quote(f"train.output_dir={checkpoint.parent}-longer")
+    images = MetadataCatalog.get(dataset_names(cfg.dataloader.test)[0]).image_root
     return f"""\
+  {dinox_command} predict {shlex.quote(images)} --weights {shlex.quote(str(checkpoint))}
   {here} eval --config-file {config} {weights}
   {here} train --config-file {config} train.max_iter={2 * cfg.train.max_iter} {longer}
   {dinox_command} train --config-file dino/dino_r50_4scale_12ep --num-gpus 8   # COCO: $DETECTRON2_DATASETS/coco"""

@@ -31,6 +31,7 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
 
     All others keep their traceback, and with ``debug`` or the environment variable DINOX_DEBUG every error does.
     """
+    _print_any_file_name()
     try:
         return work() or 0
     except KeyboardInterrupt:
@@ -41,6 +42,13 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
             raise
         print(f"dinox: error: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR
+
+
+def _print_any_file_name() -> None:
+    """Names of files need not be text in the terminal's encoding: what cannot be printed is escaped, as on stderr."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # what a test or a notebook puts there may have none
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
 
 def _one_line(error: BaseException) -> str:
@@ -60,15 +68,15 @@ def _is_ours(error: BaseException) -> bool:
     return frame.f_globals.get("__name__", "").partition(".")[0] == "dinox"
 
 
-def check_json_target(path: str | None) -> None:
+def check_json_target(path: str | None, *, option: str = "--json") -> None:
     """Hours of work should not end with a folder that does not exist. Raises ValueError."""
     if path is None:
         return
     folder = Path(path).resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"--json {path}: expected a file in an existing folder that can be written, got {folder}")
+        raise ValueError(f"{option} {path}: expected a file in an existing folder that can be written, got {folder}")
     if Path(path).is_dir():
-        raise ValueError(f"--json {path}: expected a file, this is a folder")
+        raise ValueError(f"{option} {path}: expected a file, this is a folder")
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,7 @@ class RunOptions:
 
     config_file: str
     overrides: tuple[str, ...] = ()
+    allow_targets: tuple[str, ...] = ()
     eval_only: bool = False
     resume: bool = False
     json_file: str | None = None
@@ -107,7 +116,7 @@ def _launch(options: RunOptions) -> int:
         machine_rank=options.machine_rank,
         dist_url=options.dist_url,
     )
-    cfg = load_config(options.config_file, options.overrides)  # mistakes show before processes are started
+    cfg = _load_config(options)  # mistakes show before processes are started
     if options.num_gpus * options.num_machines <= 1:
         _train_or_evaluate(options, cfg)
         return 0
@@ -125,9 +134,13 @@ def _run_rank(options: RunOptions) -> int:
     """One process of several. It is a fresh one, in which the config's code has not run yet."""
 
     def work() -> None:
-        _train_or_evaluate(options, load_config(options.config_file, options.overrides))
+        _train_or_evaluate(options, _load_config(options))
 
     return guarded(work, debug=options.debug)
+
+
+def _load_config(options: RunOptions) -> DictConfig:
+    return load_config(options.config_file, options.overrides, allow_targets=options.allow_targets)
 
 
 def _train_or_evaluate(options: RunOptions, cfg: DictConfig) -> None:

@@ -14,9 +14,6 @@ from typing import Any
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dinox.config.errors import ConfigError
-from dinox.utils.suggest import did_you_mean
-
 TARGET = "_target_"
 
 ANY_KIND: frozenset[str] | None = None
@@ -44,6 +41,16 @@ def locate_target(name: str) -> Callable | None:
     return found if callable(found) else None
 
 
+def names_beside(name: str) -> list[str]:
+    """The public names of the module that a misspelt dotted name begins with, as dotted names."""
+    parent = name.rpartition(".")[0]
+    try:
+        module = locate(parent) if parent else None
+    except Exception:  # as above
+        return []
+    return [f"{parent}.{other}" for other in dir(module) if not other.startswith("_")] if module else []
+
+
 def parameters(node: Any) -> Mapping[str, inspect.Parameter] | None:
     """The keyword arguments of a LazyCall node's callable; None when any name could be one, or this is no such node."""
     target = call_target(node) if is_call(node) else None
@@ -69,6 +76,13 @@ def argument_kinds(node: Any, name: str) -> frozenset[str] | None:
         return ANY_KIND
     # Old code writes `x: int = None`.
     return kinds | {"null"} if parameter.default is None else kinds
+
+
+def argument_choices(node: Any, name: str) -> tuple[Any, ...] | None:
+    """The values that argument ``name`` of a LazyCall node can have, if its annotation is a ``Literal``; else None."""
+    target = call_target(node) if is_call(node) else None
+    annotation = None if target is None else _type_hints(target).get(name)
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else None
 
 
 @cache
@@ -147,31 +161,3 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         dotted = f"{prefix}.{key}" if prefix else key
         yield dotted, value
         yield from walk(value, dotted)
-
-
-def check_calls(cfg: DictConfig, *, file: str) -> None:
-    """Check that each LazyCall of a config can be found and takes the arguments that are written there.
-
-    LazyConfig notices neither before the call, and what is set on a part that is overridden later is never noticed.
-    Raises ConfigError naming ``file`` and the dotted key, with a did-you-mean.
-    """
-    for key, node in walk(cfg):
-        if not is_call(node):
-            continue
-        if isinstance(node[TARGET], str) and call_target(node) is None:
-            raise ConfigError(
-                f"{file}: '{key}.{TARGET}': expected the dotted name of a callable, got {node[TARGET]!r}."
-            )
-        known = parameters(node)
-        if known is None:
-            continue
-        for name in node:
-            if name != TARGET and name not in known:
-                raise ConfigError(
-                    f"{file}: unknown key '{key}.{name}': {_name(call_target(node))} takes no argument {name!r}."
-                    f"{did_you_mean(name, known)} It takes: {', '.join(known)}."
-                )
-
-
-def _name(target: Callable) -> str:
-    return getattr(target, "__qualname__", repr(target))

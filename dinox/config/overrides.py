@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dinox.config.calls import TARGET, check_calls, is_call, parameters, walk
+from dinox.config.calls import TARGET, is_call, parameters, walk
+from dinox.config.checks import check_calls
 from dinox.config.errors import ConfigError, Source
 from dinox.config.syntax import parse_value, split_override
 from dinox.config.values import Node, check_interpolation, fit_value, shown, takes_text

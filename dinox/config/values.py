@@ -43,7 +43,7 @@ def fit_value(node: Node, key: str | int, dotted: str, value: Any, source: Sourc
         return int(value)  # 1e4
     got = "None" if value is None else f"{shown(value)} ({_KIND_NAMES[kind]})"
     cure = _cure(expected, dotted, value)
-    raise source.error(f"'{dotted}': expected {_listed(expected)}, got {got}. It is {shown(current)} now.{cure}")
+    raise source.error(f"'{dotted}': expected {kind_names(expected)}, got {got}. It is {shown(current)} now.{cure}")
 
 
 def takes_text(node: Node, key: str | int) -> bool:
@@ -119,7 +119,8 @@ def _element_name(element: Any) -> str:
     return _ELEMENT_NAMES.get(value_kind(element), "parts")
 
 
-def _listed(kinds: frozenset[str]) -> str:
+def kind_names(kinds: frozenset[str]) -> str:
+    """The kinds in a message: "a number or None"."""
     # An integer is a number, which need not be said twice.
     names = [name for kind, name in _KIND_NAMES.items() if kind in kinds and not (kind == "int" and "float" in kinds)]
     return " or ".join(names)

@@ -3,19 +3,26 @@
 from dinox.data.augmentation import detr_augmentation, resize_augmentation
 from dinox.data.checks import check_data, check_num_classes
 from dinox.data.coco_json import check_coco_json
-from dinox.data.errors import DataError
-from dinox.data.loader import load_dataset_dicts
+from dinox.data.errors import DataError, UnreadableImage
+from dinox.data.images import inspect_image, read_image
+from dinox.data.loader import build_train_loader, load_dataset_dicts
 from dinox.data.mapper import DetectionMapper
+from dinox.data.registration import register_coco
 from dinox.data.shapes import register_default_shapes, register_shapes
 
 __all__ = [
     "DataError",
     "DetectionMapper",
+    "UnreadableImage",
+    "build_train_loader",
     "check_coco_json",
     "check_data",
     "check_num_classes",
     "detr_augmentation",
+    "inspect_image",
     "load_dataset_dicts",
+    "read_image",
+    "register_coco",
     "register_default_shapes",
     "register_shapes",
     "resize_augmentation",

@@ -15,6 +15,16 @@ CROP_MAX_SIZE = 4000
 Images of up to 6.6 : 1 are not touched by it."""
 
 
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """detectron2's, whose result has no side of 0 pixels: a line of 1 x 4000 becomes 1 x 1333, whatever its aspect."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):
+            resize.new_h, resize.new_w = max(resize.new_h, 1), max(resize.new_w, 1)
+        return resize
+
+
 class OneOf(T.Augmentation):
     """Apply one of several lists of augmentations, drawn anew for each image; boxes and masks follow it.
 
@@ -77,5 +87,5 @@ def resize_augmentation(
     return [_resize([short_edge], max_size)]
 
 
-def _resize(short_edges: Sequence[int], max_size: int) -> T.ResizeShortestEdge:
-    return T.ResizeShortestEdge(tuple(int(edge) for edge in short_edges), max_size, sample_style="choice")
+def _resize(short_edges: Sequence[int], max_size: int) -> ResizeShortestEdge:
+    return ResizeShortestEdge(tuple(int(edge) for edge in short_edges), max_size, sample_style="choice")

@@ -1,4 +1,4 @@
-"""The one exception for data that cannot be used."""
+"""The exceptions for data that cannot be used."""
 
 
 class DataError(ValueError):
@@ -9,12 +9,23 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_without_worker_traceback(message))
+        super().__init__(_without_worker_traceback(message, type(self).__name__))
 
 
-def _without_worker_traceback(message: str) -> str:
+class UnreadableImage(DataError):
+    """An image file that is missing or damaged. Training takes another image instead (see ``dinox.data.skipping``).
+
+    ``cause``: one of ``dinox.data.images.CAUSES``.
+    """
+
+    def __init__(self, message: str, *, cause: str = "damaged") -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+def _without_worker_traceback(message: str, name: str) -> str:
     # torch.utils.data raises DataError("Caught DataError in DataLoader worker process 0.\nOriginal Traceback ...").
-    marker = f"{DataError.__name__}: "
-    if message.startswith(f"Caught {DataError.__name__} in ") and marker in message:
+    marker = f"{name}: "
+    if message.startswith(f"Caught {name} in ") and marker in message:
         return message.rsplit(marker, 1)[1].strip()
     return message

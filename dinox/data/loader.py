@@ -1,22 +1,80 @@
-"""Dataset dicts for detectron2's own ``build_detection_train_loader`` and ``build_detection_test_loader``."""
+"""Dataset dicts, and batches of them: on detectron2's own loaders."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
-from detectron2.data import get_detection_dataset_dicts
+from detectron2.data import build_detection_train_loader
+from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
+from torch.utils.data import Sampler
 
-from dinox.data.checks import annotations_are_valid, check_registered, check_same_classes, load_dataset
+from dinox.data.checks import check_image_paths, check_registered, explain_by_json, known_classes, load_dataset
+from dinox.data.class_numbering import class_names_of, number_alike
+from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES
 from dinox.data.errors import DataError
+from dinox.data.left_out import leave_out_bad_boxes
+from dinox.data.skipping import ReadableImages, SkippingLoader
+
+logger = logging.getLogger(__name__)
 
 
-def load_dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True) -> list[dict]:
-    """detectron2's ``get_detection_dataset_dicts``, with errors that name the file and the annotation.
+def build_train_loader(
+    *,
+    dataset: Sequence[dict],
+    mapper: Callable[[dict], dict],
+    total_batch_size: int,
+    num_workers: int = 0,
+    sampler: Sampler | None = None,
+    aspect_ratio_grouping: bool = True,
+    max_bad: float = 0.01,
+    output_dir: str | None = None,
+) -> SkippingLoader:
+    """detectron2's ``build_detection_train_loader``, which goes on when a few images cannot be read.
 
-    The json files are parsed once when they are good, and again only to explain what is wrong.
+    An image that is missing or damaged is replaced by another one, the same each time, and counted.
+
+    Args:
+        dataset: dicts in detectron2's format.
+        mapper: from a dict to a model's input, as ``DetectionMapper``.
+        total_batch_size, num_workers, sampler, aspect_ratio_grouping: detectron2's.
+        max_bad: the share of the images, 0 to 1, that may be left out; rounded up, so that it is one image at least
+            unless it is 0. Training ends with a DataError when there are more.
+        output_dir: where ``skipped.csv`` lists them: path, image id, cause.
+    """
+    images = ReadableImages(dataset, mapper, max_bad=max_bad)
+    loader = build_detection_train_loader(
+        images,
+        mapper=None,
+        sampler=sampler,
+        total_batch_size=total_batch_size,
+        aspect_ratio_grouping=aspect_ratio_grouping,
+        num_workers=num_workers,
+    )
+    return SkippingLoader(loader, images, output_dir=output_dir)
+
+
+def load_dataset_dicts(
+    names: str | Sequence[str],
+    *,
+    filter_empty: bool = True,
+    numbered_like: str | Sequence[str] | None = None,
+    max_bad_boxes: float = DEFAULT_MAX_BAD_BOXES,
+    allow_outside_image_root: bool = False,
+) -> list[dict]:
+    """The dicts of registered datasets in detectron2's format, checked, with errors that name file and annotation.
+
+    A json file is parsed once when it is good, and again only to explain what is wrong. Annotations whose boxes can be
+    no object are left out and counted (see ``leave_out_bad_boxes``). Classes are matched by name: all datasets get the
+    numbers of the first one.
 
     Args:
         names: of registered datasets, which have to have the same classes.
         filter_empty: leave out images without annotations other than crowds, as the papers do in training on COCO.
             Evaluation needs them: pass False.
+        numbered_like: the dataset (or the first of several) whose class numbers to take, where it has the same
+            classes; of an evaluation's dataset, the one that was trained on.
+        max_bad_boxes: the share of the annotations that may be left out, 0 to 1; rounded up, and 10 at least. 0: none,
+            as evaluation needs, which would count them as missed objects.
+        allow_outside_image_root: let the images of a json lie outside of its image folder.
 
     Raises DataError.
     """
@@ -25,20 +83,50 @@ def load_dataset_dicts(names: str | Sequence[str], *, filter_empty: bool = True)
         raise DataError("dataset.names is empty: expected at least one name of a registered dataset.")
     for name in names:
         check_registered(name)
-    try:
-        dicts = get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    except Exception as error:
-        _explain(names)
-        raise DataError(
-            f"Datasets {', '.join(names)} (filter_empty={filter_empty}) cannot be used: {type(error).__name__}: {error}"
-        ) from error
-    if not annotations_are_valid(dicts):
-        _explain(names)
-    return dicts
-
-
-def _explain(names: Sequence[str]) -> None:
-    """Raise DataError for what is wrong with one of the datasets, if it is anything that dinox knows."""
+    dicts, classes = [], None
     for name in names:
-        load_dataset(name)
-    check_same_classes(names)
+        loaded = load_dataset(name)
+        classes = classes or _classes_to_match(name, numbered_like)
+        if classes is not None:
+            loaded = number_alike(name, loaded, classes)
+        if not allow_outside_image_root:
+            check_image_paths(name, loaded)
+        dicts += _without_bad_boxes(name, loaded, max_bad_boxes)
+    return _without_empty(names, dicts, filter_empty=filter_empty)
+
+
+def _classes_to_match(name: str, numbered_like: str | Sequence[str] | None) -> list[str] | None:
+    """The classes of the dataset to number like; the dataset's own if it has others."""
+    own = class_names_of(name)
+    if numbered_like is None or own is None:
+        return own
+    wanted = known_classes(numbered_like if isinstance(numbered_like, str) else next(iter(numbered_like)))
+    return wanted if wanted is not None and sorted(wanted) == sorted(own) and len(set(own)) == len(own) else own
+
+
+def _without_bad_boxes(name: str, dicts: list[dict], max_bad_boxes: float) -> Sequence[dict]:
+    try:
+        return leave_out_bad_boxes(name, dicts, max_bad_boxes=max_bad_boxes)
+    except DataError:
+        explain_by_json(name, max_bad_boxes=max_bad_boxes)  # it knows the annotations' ids
+        raise
+
+
+def _without_empty(names: Sequence[str], dicts: list[dict], *, filter_empty: bool) -> list[dict]:
+    """Log what is in the dicts, and leave out images without objects if asked."""
+    annotations = [annotation for record in dicts for annotation in record.get("annotations", ())]
+    crowds = sum(bool(annotation.get("iscrowd", 0)) for annotation in annotations)
+    if crowds:
+        logger.info("%s: %d crowd regions, which are no objects to train on", ", ".join(names), crowds)
+    annotated = all("annotations" in record for record in dicts)
+    if filter_empty and annotated:
+        dicts = filter_images_with_only_crowd_annotations(dicts)
+    if not dicts:
+        raise DataError(
+            f"{', '.join(names)}: no image has an object. Expected annotations other than crowds; images without are "
+            f"kept with dataset.filter_empty=False."
+        )
+    classes = class_names_of(names[0])
+    if classes is not None and annotated:
+        print_instances_class_histogram(dicts, classes)
+    return dicts

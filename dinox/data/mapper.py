@@ -1,21 +1,27 @@
 """From a dataset dict to a model's input."""
 
+import logging
 from collections.abc import Sequence
 
 import detectron2.data.transforms as T
-from detectron2.data import DatasetMapper
-from detectron2.data.detection_utils import SizeMismatchError
-from PIL import Image
+import numpy as np
+import torch
+from detectron2.data.detection_utils import (
+    annotations_to_instances,
+    filter_empty_instances,
+    transform_instance_annotations,
+)
+from detectron2.structures import Instances
 
 from dinox.data.checks import check_annotations
+from dinox.data.conversions import CONVERSIONS
 from dinox.data.errors import DataError
+from dinox.data.images import LoadedImage, check_image_settings, load_image
 
-IMAGE_FORMATS = ("RGB", "BGR")
+logger = logging.getLogger(__name__)
 
-_EXIF_ORIENTATION = 0x0112
-
-_UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for files that are missing, truncated or no image, for damaged PNGs, and for too large ones."""
+_OTHER_FIELDS = ("segmentation", "keypoints")
+"""Of annotations; they would be transformed in vain."""
 
 
 class DetectionMapper:
@@ -25,9 +31,11 @@ class DetectionMapper:
 
     * ``image``: uint8 tensor (3, H, W), 0..255, channels in the order of ``image_format``, after the augmentations;
     * in training ``instances``: ``gt_boxes`` (absolute x1, y1, x2, y2 inside of the augmented image) and
-      ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty.
+      ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty;
+    * ``conversions`` if the file lost something on reading (see ``dinox.data.images``), such as transparency.
 
-    ``height`` and ``width`` stay those of the image file: the size that detections are given in.
+    ``height`` and ``width`` stay those of the image file: the size that detections are given in. A dict without them
+    gets them.
 
     Args:
         is_train: whether to make ``instances``.
@@ -35,9 +43,12 @@ class DetectionMapper:
         image_format: "RGB" or "BGR".
         num_classes: if given, class indices are checked against it. Datasets loaded by ``load_dataset_dicts`` are
             checked there.
+        exif: "apply" turns images as their EXIF orientation says. "ignore" is for datasets whose boxes were drawn on
+            the images as they are stored; training, evaluation and prediction have to do the same.
+        max_pixels: a larger image is an error; None: Pillow's limit of 179 million pixels.
 
-    Raises DataError for an image that cannot be read or has another size than its dict says, and for annotations with a
-    class index or a box that cannot be right.
+    Raises DataError for an image that cannot be read (UnreadableImage if it is missing or damaged) or has another size
+    than its dict says, and for annotations with a class index or a box that cannot be right.
     """
 
     def __init__(
@@ -47,36 +58,69 @@ class DetectionMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str = "RGB",
         num_classes: int | None = None,
+        exif: str = "apply",
+        max_pixels: int | None = None,
     ) -> None:
-        if image_format not in IMAGE_FORMATS:
-            raise ValueError(f"image_format: expected one of {', '.join(IMAGE_FORMATS)}, got {image_format!r}")
+        check_image_settings(image_format=image_format, exif=exif)
         self.is_train = is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.image_format = image_format
         self.num_classes = num_classes
-        self.mapper = DatasetMapper(is_train, augmentations=list(augmentations), image_format=image_format)
+        self.exif = exif
+        self.max_pixels = max_pixels
+        logger.info("Augmentations in %s: %s", "training" if is_train else "inference", list(augmentations))
 
     def __call__(self, record: dict) -> dict:
         if self.is_train:
             check_annotations(record, num_classes=self.num_classes)
-            record = {"annotations": [], **record}  # images of a dataset without annotations are background
-        file_name = record["file_name"]
-        try:
-            return self.mapper(record)
-        except SizeMismatchError as error:
-            raise DataError(f"{file_name}: {_size_message(record, file_name)}") from error
-        except _UNREADABLE as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(
-                f"Image {file_name} cannot be read: {reason}. Replace it, or remove it from the dataset."
-            ) from error
+        loaded = load_image(record["file_name"], self.image_format, exif=self.exif, max_pixels=self.max_pixels)
+        output = {**record, **self._checked_size(record, loaded)}
+        if loaded.conversions:
+            output[CONVERSIONS] = loaded.conversions
 
+        augmented = T.AugInput(loaded.pixels)
+        transforms = self.augmentations(augmented)
+        output["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
 
-def _size_message(record: dict, file_name: str) -> str:
-    with Image.open(file_name) as image:
-        stored, orientation = image.size, image.getexif().get(_EXIF_ORIENTATION, 1)
-    expected = f"expected the image to be {record.get('width')} x {record.get('height')} pixels, as its annotation says"
-    if orientation != 1:
-        return (
-            f"{expected}, got {stored[0]} x {stored[1]} with the EXIF orientation {orientation}, which is applied on "
-            f"reading. Annotate the image as it is shown, or remove the orientation from the file."
+        annotations = output.pop("annotations", ())  # images of a dataset without annotations are background
+        if self.is_train:
+            output["instances"] = _make_instances(annotations, transforms, augmented.image.shape[:2])
+        return output
+
+    def _checked_size(self, record: dict, loaded: LoadedImage) -> dict[str, int]:
+        """The image's height and width. Raises DataError if the dict has other ones."""
+        height, width = loaded.pixels.shape[:2]
+        if "height" not in record and "width" not in record:
+            return {"height": height, "width": width}
+        annotated = (record.get("height"), record.get("width"))
+        if annotated == (height, width):
+            return {}
+        name = f"{record['file_name']} (image id {record.get('image_id')})"
+        expected = f"expected the image to be {annotated[1]} x {annotated[0]} pixels, as its annotation says"
+        got = f"got {width} x {height}"
+        if annotated != (width, height) or loaded.orientation == 1:
+            cure = "Correct 'width' and 'height' (dinox check-data --fix writes them), or replace the image."
+            raise DataError(f"{name}: {expected}, {got}. {cure}")
+        got = f"{got} with the EXIF orientation {loaded.orientation}"
+        if self.exif == "ignore":
+            raise DataError(f"{name}: {expected}, {got}, which dataloader.train.mapper.exif=ignore does not apply.")
+        raise DataError(
+            f"{name}: {expected}, {got}, which is applied on reading. If its boxes were drawn on the image as viewers "
+            f"show it, fix the json (dinox check-data --fix); if as it is stored, set "
+            f"dataloader.train.mapper.exif=ignore."
         )
-    return f"{expected}, got {stored[0]} x {stored[1]}. Correct 'width' and 'height', or replace the image."
+
+
+def _make_instances(annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+    """Ground truth in the frame of the augmented image, whose (height, width) is ``size``."""
+    transformed = [
+        transform_instance_annotations(_only_box(annotation), transforms, size)
+        for annotation in annotations
+        if annotation.get("iscrowd", 0) == 0
+    ]
+    return filter_empty_instances(annotations_to_instances(transformed, size))
+
+
+def _only_box(annotation: dict) -> dict:
+    """A copy, since detectron2 transforms it in place."""
+    return {key: value for key, value in annotation.items() if key not in _OTHER_FIELDS}

@@ -4,9 +4,11 @@ from dinox.engine.optimizer import ClippedAdamW, get_optimizer_params
 from dinox.engine.schedule import cosine_schedule, step_schedule
 from dinox.engine.trainer import Trainer
 from dinox.engine.training import evaluate, train
+from dinox.engine.yaml_trainer import DinoxTrainer
 
 __all__ = [
     "ClippedAdamW",
+    "DinoxTrainer",
     "Trainer",
     "cosine_schedule",
     "evaluate",

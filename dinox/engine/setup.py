@@ -1,9 +1,15 @@
 """What has to be settled before a run: device, random seeds, output folder."""
 
+import errno
+import fcntl
 import importlib.metadata
 import logging
 import os
 import platform
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,6 +32,9 @@ _LEAST = {
 }
 """The least value of the training loop's numbers."""
 
+LOCK_FILE = ".lock"
+"""In the output folder; locked while a process trains into it, and telling which. It stays there, unlocked."""
+
 
 def check_settings(cfg: DictConfig) -> None:
     """Check the training loop's numbers where the config has them. Raises ValueError naming key and value."""
@@ -41,26 +50,27 @@ def check_settings(cfg: DictConfig) -> None:
         )
 
 
-def resolve_device(configured: str, *, requested: str | None = None) -> torch.device:
+def resolve_device(configured: str, *, requested: str | None = None, setting: str = "train.device") -> torch.device:
     """The device to run on.
 
     Args:
         configured: the config's. If it is a GPU and there is none, the CPU takes its place, and a log line says so.
         requested: what the user asked for in so many words. If there is none, that is a ValueError.
+        setting: what messages call the setting.
     """
     name = configured if requested is None else requested
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"train.device: expected 'cpu' or 'cuda', got {name!r}") from error
+        raise ValueError(f"{setting}: expected 'cpu' or 'cuda', got {name!r}") from error
     if device.type != "cuda" or torch.cuda.is_available():
         return device
     if requested is not None:
         raise ValueError(
-            f"train.device={requested}: torch {torch.__version__} finds no CUDA device here. Leave the setting out or "
-            "give train.device=cpu; if there is a GPU, check the driver with nvidia-smi"
+            f"{setting}={requested}: torch {torch.__version__} finds no CUDA device here. Leave the setting out or "
+            f"give {setting}=cpu; if there is a GPU, check the driver with nvidia-smi"
         )
-    logger.warning("No CUDA device found: running on the CPU (train.device=cpu silences this line)")
+    logger.warning("No CUDA device found: running on the CPU (%s=cpu silences this line)", setting)
     return torch.device("cpu")
 
 
@@ -69,8 +79,12 @@ def seed_everything(seed: int) -> None:
     seed_all_rng(None if seed < 0 else seed + comm.get_rank())
 
 
-def open_output_folder(folder: str | os.PathLike, *, cfg: DictConfig, log: RunLog) -> Path:
-    """Create the folder of a run with ``config.yaml`` and ``log.txt``. To be called when all checks have passed."""
+@contextmanager
+def opened_output_folder(folder: str | os.PathLike, *, cfg: DictConfig, log: RunLog) -> Iterator[Path]:
+    """Create the folder of a run with ``config.yaml`` and ``log.txt``, and keep other runs out of it in the meantime.
+
+    To be entered by all ranks when all checks have passed. Raises ValueError if another process trains into the folder.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,11 +92,49 @@ def open_output_folder(folder: str | os.PathLike, *, cfg: DictConfig, log: RunLo
         raise OSError(error.errno, f"train.output_dir cannot be created: {error.strerror}", str(folder)) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"train.output_dir={folder} cannot be written: choose another folder")
-    log.open_file(folder)
-    if comm.is_main_process():
-        logger.debug("Environment: %s", _environment())
-        LazyConfig.save(cfg, str(folder / "config.yaml"))
-    return folder
+    lock = _lock(folder) if comm.is_main_process() else None
+    try:
+        comm.synchronize()  # the other ranks write nothing either before the folder is theirs
+        log.open_file(folder)
+        if comm.is_main_process():
+            logger.debug("Environment: %s", _environment())
+            LazyConfig.save(cfg, str(folder / "config.yaml"))
+        yield folder
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def check_output_folder_is_free(folder: str | os.PathLike) -> None:
+    """Raises ValueError if another process trains into the folder now. Writes nothing."""
+    if (Path(folder) / LOCK_FILE).exists() and comm.is_main_process():
+        os.close(_lock(Path(folder), sign=False))
+
+
+def _lock(folder: Path, *, sign: bool = True) -> int:
+    """Lock the folder, as one process at a time can, until the returned descriptor is closed or the process ends.
+
+    ``sign``: write into the lock file who has it. Raises ValueError naming who has it.
+    """
+    # A lock by fcntl, unlike one by flock, is not shared by the worker processes of data loaders, which outlive a
+    # killed process by some seconds.
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            owner = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise ValueError(
+                f"train.output_dir={folder} is in use: {owner} is training into it. Wait for it or stop it, or give "
+                "another train.output_dir"
+            ) from error
+        logger.warning("%s cannot be locked (%s): see that no other run uses it", folder, error.strerror)
+        return descriptor
+    if sign:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {time.ctime()})\n".encode())
+    return descriptor
 
 
 def _environment() -> str:

@@ -6,12 +6,13 @@ Both functions check all that can be checked first; only then is the output fold
 import copy
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from itertools import chain
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MapDataset
+from detectron2.data import MapDataset, MetadataCatalog
 from detectron2.engine import HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
@@ -19,15 +20,28 @@ from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
+from dinox.checkpoint import CheckpointDescription, describe, read_description
+from dinox.checkpoint.description import differences
 from dinox.checkpoint.loading import Checkpointer, load_weights
-from dinox.data.checks import check_data
+from dinox.data.checks import check_data, dataset_names
+from dinox.data.class_numbering import number_like_checkpoint
+from dinox.data.conversions import conversions_counted
+from dinox.data.skipping import SkippingLoader
 from dinox.engine.logs import Console, RunLog
-from dinox.engine.setup import check_settings, open_output_folder, resolve_device, seed_everything
+from dinox.engine.setup import (
+    check_output_folder_is_free,
+    check_settings,
+    opened_output_folder,
+    resolve_device,
+    seed_everything,
+)
 from dinox.engine.trainer import Trainer
-from dinox.engine.writers import build_writers
+from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
 
 logger = logging.getLogger(__name__)
+
+_ONLY_IN_TRAINING = ("model.criterion.", "model.query_groups.denoising.", "model.device")
 
 Results = dict[str, float]
 Evaluation = Callable[[nn.Module], Results]
@@ -50,9 +64,10 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
     Raises ValueError (of various kinds, with one-line messages) for mistakes in config, data or checkpoint, and
     FloatingPointError when the loss is not finite.
     """
-    with RunLog(console=console) as log:
+    with RunLog(console=console) as log, conversions_counted():
         _require(cfg, "model", "dataloader.train", "optimizer.params", "lr_multiplier", "train.max_iter")
         check_settings(cfg)
+        check_output_folder_is_free(cfg.train.output_dir)
         if not resume:
             _check_no_checkpoints(cfg.train.output_dir)
         resolved = resolve_device(cfg.train.device, requested=device)
@@ -61,12 +76,13 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
         seed_everything(cfg.train.get("seed", -1))
         run = _TrainingRun(cfg, device=resolved, resume=resume, evaluation=evaluation)
         # Nothing is left that can be checked.
-        output_dir = open_output_folder(cfg.train.output_dir, cfg=cfg, log=log)
-        logger.debug("Model:\n%s", run.model)
-        logger.info("Training from iteration %d to %d", run.start, cfg.train.max_iter)
-        logger.info("%s on %d x %s; output: %s", run.precision, comm.get_world_size(), resolved.type, output_dir)
-        run.register_writers()
-        run.trainer.train(run.start, cfg.train.max_iter)
+        with opened_output_folder(cfg.train.output_dir, cfg=cfg, log=log) as output_dir, closing(run):
+            logger.debug("Model:\n%s", run.model)
+            logger.info("Training from iteration %d to %d", run.start, cfg.train.max_iter)
+            logger.info("%s on %d x %s; output: %s", run.precision, comm.get_world_size(), resolved.type, output_dir)
+            run.register_writers()
+            run.trainer.train(run.start, cfg.train.max_iter)
+            run.report_skipped_images()
         return run.results
 
 
@@ -75,7 +91,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False, device: str | None = None
 
     Other arguments, results and errors as in ``train``; writes nothing but what ``dataloader.evaluator`` writes.
     """
-    with RunLog(console=console):
+    with RunLog(console=console), conversions_counted():
         _require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train.device")
         resolved = resolve_device(cfg.train.device, requested=device)
         weights = _weights_to_evaluate(cfg, resume)
@@ -84,6 +100,9 @@ def evaluate(cfg: DictConfig, *, resume: bool = False, device: str | None = None
         seed_everything(cfg.train.get("seed", -1))
         model = instantiate(cfg.model).to(resolved)
         load_weights(model, weights, purpose="evaluate")
+        description = read_description(weights)
+        _warn_of_another_model(description, cfg)
+        _number_classes_like(description, cfg)
         return evaluation(model)
 
 
@@ -100,12 +119,14 @@ class _TrainingRun:
         self.model = cfg.optimizer.params.model = instantiate(cfg.model).to(device)
         optimizer = instantiate(cfg.optimizer)
         self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
+        self.checkpointer.description = describe(cfg, _class_names(cfg))
         resuming = self._start_weights(resume)
-        batches = iter(instantiate(cfg.dataloader.train))
-        first_batch = next(batches)  # now, so that images that cannot be read show before anything is written
+        self._train_loader = instantiate(cfg.dataloader.train)
+        self._batches = iter(self._train_loader)
+        first_batch = next(self._batches)  # now, so that images that cannot be read show before anything is written
         self.trainer = Trainer(
             model=create_ddp_model(self.model, **_ddp_options(cfg.train.ddp, device)),
-            data_loader=chain([first_batch], batches),
+            data_loader=chain([first_batch], self._batches),
             optimizer=optimizer,
             device=device,
             precision=self.precision,
@@ -123,7 +144,8 @@ class _TrainingRun:
         if resume:
             logger.warning("No checkpoint to resume in %s: starting anew", self.cfg.train.output_dir)
         if self.cfg.train.init_checkpoint:
-            load_weights(self.model, self.cfg.train.init_checkpoint)
+            purpose = "partial" if self.cfg.train.get("allow_partial") else "train"
+            load_weights(self.model, self.cfg.train.init_checkpoint, purpose=purpose)
         return False
 
     def _resume(self) -> int:
@@ -147,6 +169,7 @@ class _TrainingRun:
             hooks.LRScheduler(scheduler=self.scheduler),
             hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if is_main else None,
             hooks.EvalHook(train.eval_period, self._evaluate),
+            RunClock(epochs_per_iteration=_epochs_per_iteration(self.cfg)),
         ]
 
     def register_writers(self) -> None:
@@ -155,10 +178,50 @@ class _TrainingRun:
         writers = build_writers(train.output_dir, max_iter=train.max_iter) if comm.is_main_process() else []
         self.trainer.register_hooks([hooks.PeriodicWriter(writers, train.log_period)])
 
+    def report_skipped_images(self) -> None:
+        if isinstance(self._train_loader, SkippingLoader):
+            self._train_loader.summarise()
+
+    def close(self) -> None:
+        """End the processes of the data loader. The garbage collector would wait 5 seconds for each."""
+        close = getattr(self._batches, "close", None)  # of a generator
+        if close is not None:
+            close()
+
     def _evaluate(self) -> Results:
         if self._evaluation is not None:
             self.results = self._evaluation(self.trainer.model)
         return self.results
+
+
+def _epochs_per_iteration(cfg: DictConfig) -> float | None:
+    images = [OmegaConf.select(cfg, key) for key in ("dataloader.train.total_batch_size", "schedule.images_per_epoch")]
+    return None if None in images else images[0] / images[1]
+
+
+def _warn_of_another_model(description: CheckpointDescription, cfg: DictConfig) -> None:
+    """Weights that fit say nothing of a temperature or a number of detections, which change the metrics."""
+    found = [x for x in differences(description, cfg) if not x.key.startswith(_ONLY_IN_TRAINING)]
+    if found:
+        logger.warning(
+            "The config is not that of %s, which may change the metrics:\n  %s\nIf it was not meant so, set the "
+            "checkpoint's values, or evaluate with the config that it was trained or converted with",
+            description.origin,
+            "\n  ".join(map(str, found)),
+        )
+
+
+def _number_classes_like(description: CheckpointDescription, cfg: DictConfig) -> None:
+    """The data may number its classes otherwise than the data that the checkpoint was trained on."""
+    if description.class_names is not None:
+        for name in dataset_names(cfg.dataloader.test):
+            number_like_checkpoint(name, description.class_names, checkpoint=description.origin)
+
+
+def _class_names(cfg: DictConfig) -> list[str] | None:
+    """Of the training data, if its datasets are registered and name them."""
+    names = dataset_names(cfg.dataloader.train)
+    return MetadataCatalog.get(names[0]).get("thing_classes") if names else None
 
 
 def _ddp_options(options: DictConfig, device: torch.device) -> dict:

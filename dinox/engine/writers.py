@@ -1,4 +1,9 @@
-"""What a training run writes about itself: lines on the terminal, metrics.json, and tensorboard's file if installed."""
+"""What a training run writes about itself: lines on the terminal, metrics.json, and tensorboard's file if installed.
+
+metrics.json has one JSON object per line: ``iteration`` (from 0; those after the last step have the number of all
+iterations), the losses (medians of the last 20 iterations), ``lr``, ``grad_norm``, seconds per step, evaluations under
+``bbox/AP`` and so on, and RunClock's ``epoch`` and ``wall_time``. A resumed run appends to it.
+"""
 
 import datetime
 import importlib.util
@@ -6,11 +11,53 @@ import time
 from pathlib import Path
 
 import torch
+from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
 from dinox.utils.progress import training_progress
 
 _WINDOW = 20  # iterations that a printed loss is the median of, as in detectron2
+
+
+class RunClock(HookBase):
+    """Tells the writers how far a run is, in numbers in which runs of other batch sizes and machines can be compared.
+
+    ``epoch``: of the schedule, counting from 0; left out where a config has no epochs. ``wall_time``: seconds since
+    training began, evaluations and checkpoints included. Both go through checkpoints: a resumed run counts on, without
+    the time in which it did not run. Resuming from a checkpoint without them leaves ``wall_time`` out.
+
+    Register it after the hooks whose time shall count, and before the one that writes.
+    """
+
+    def __init__(self, *, epochs_per_iteration: float | None):
+        self._epochs_per_iteration = epochs_per_iteration
+        self._state: dict[str, float | None] | None = None  # at the start of this process
+
+    def before_train(self) -> None:
+        self._start = time.perf_counter()
+        if self._state is None:
+            start = self.trainer.start_iter
+            self._state = {"epoch": start * (self._epochs_per_iteration or 0), "seconds": None if start else 0.0}
+
+    def after_step(self) -> None:
+        now = self.state_dict()
+        if self._epochs_per_iteration is not None:
+            self.trainer.storage.put_scalar("epoch", now["epoch"], smoothing_hint=False)
+        if now["seconds"] is not None:
+            self.trainer.storage.put_scalar("wall_time", now["seconds"], smoothing_hint=False)
+
+    after_train = after_step  # the last evaluation comes after the last step
+
+    def state_dict(self) -> dict[str, float | None]:
+        steps = min(self.trainer.iter + 1, self.trainer.max_iter) - self.trainer.start_iter
+        epoch, seconds = self._state["epoch"], self._state["seconds"]
+        return {
+            "epoch": epoch + steps * (self._epochs_per_iteration or 0),
+            "seconds": None if seconds is None else seconds + time.perf_counter() - self._start,
+        }
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        self._state = dict(state)
 
 
 class ProgressPrinter(EventWriter):

@@ -1,6 +1,7 @@
 """Scoring detections with detectron2's evaluators, and looking at them."""
 
+from dinox.evaluation.coco import CocoEvaluator
 from dinox.evaluation.contact_sheet import draw_contact_sheet
 from dinox.evaluation.detections import evaluate_model
 
-__all__ = ["draw_contact_sheet", "evaluate_model"]
+__all__ = ["CocoEvaluator", "draw_contact_sheet", "evaluate_model"]

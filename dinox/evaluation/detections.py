@@ -13,6 +13,8 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators, inference
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
+from dinox.data.conversions import count_conversions_of
+from dinox.data.errors import DataError
 from dinox.utils.progress import evaluation_progress
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ def evaluate_model(
     only the first gets results, the others an empty dict.
     """
     evaluators = [evaluator] if isinstance(evaluator, DatasetEvaluator) else [*evaluator]
-    evaluators = [*map(_PrintsToLog, evaluators), _DetectionCounter()]
+    evaluators = [*map(_KnownClasses, evaluators), *map(_PrintsToLog, evaluators), _DetectionCounter()]
     results = inference_on_dataset(model, _WithProgress(data_loader), DatasetEvaluators(evaluators))
     if not comm.is_main_process():
         return {}
@@ -55,6 +57,29 @@ class _DetectionCounter(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         return {_TASK: {_NAME: float(sum(comm.all_gather(self._count)))}}
+
+
+class _KnownClasses(DatasetEvaluator):
+    """Refuses detections of classes that an evaluator's dataset does not have. Comes before that evaluator.
+
+    detectron2's evaluators notice when all images are done, or not at all.
+    """
+
+    def __init__(self, evaluator: DatasetEvaluator):
+        metadata = getattr(evaluator, "_metadata", None)  # in all of detectron2's
+        self._dataset = getattr(metadata, "name", None)
+        self._classes = getattr(metadata, "thing_classes", None)
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for image, output in zip(inputs, outputs):
+            classes = output["instances"].pred_classes
+            if self._classes is None or len(classes) == 0 or int(classes.max()) < len(self._classes):
+                continue
+            raise DataError(
+                f"{image.get('file_name')}: the model detects class {int(classes.max())} (counted from 0), but dataset "
+                f"{self._dataset!r} has {len(self._classes)} classes. Evaluate on the dataset that the model was made "
+                f"for, or set model.num_classes={len(self._classes)} and train it"
+            )
 
 
 class _PrintsToLog(DatasetEvaluator):
@@ -91,4 +116,5 @@ class _WithProgress:
                 last = now
                 left = datetime.timedelta(seconds=round((now - start) / done * (len(self) - done)))
                 evaluation_progress.info("%d/%d  %s left", done, len(self), left)
+            count_conversions_of(batch)
             yield batch

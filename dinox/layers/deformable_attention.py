@@ -44,7 +44,11 @@ class DeformableAttention(nn.Module):
     """Every query samples P points per head and level of the memory around its reference, and mixes them.
 
     The parameter names are those of all public implementations. The residual is the caller's.
+
+    sample: :func:`dinox.ops.ms_deform_attn`, or what takes its place in files for runtimes that do not know it.
     """
+
+    sample = staticmethod(ms_deform_attn)
 
     def __init__(self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float = 0.0):
         super().__init__()
@@ -83,5 +87,5 @@ class DeformableAttention(nn.Module):
         weights = at_least_float32(self.attention_weights(query)).unflatten(-1, (self.num_heads, -1))
         weights = weights.softmax(-1).unflatten(-1, samples[1:])  # one softmax over all L * P samples
         locations = sampling_locations(at_least_float32(references), offsets, memory.level_sizes)
-        sampled = ms_deform_attn(value, memory.spatial_shapes, locations, weights)  # (B, Q, D)
+        sampled = self.sample(value, memory.spatial_shapes, locations, weights)  # (B, Q, D)
         return self.dropout(self.output_proj(sampled))

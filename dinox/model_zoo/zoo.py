@@ -13,7 +13,8 @@ from dinox.config import ConfigError, load_config
 from dinox.config.files import list_config_names, require_config
 
 _CHECKPOINT_URLS: dict[str, str] = {}
-"""Config name -> address of its trained weights. Empty until weights are published."""
+"""Config name -> address of its trained weights, with their digest: ``https://...#sha256=HEX``. Empty until weights are
+published."""
 
 
 def list_configs() -> list[str]:
@@ -28,8 +29,8 @@ def get_config_file(name: str) -> str:
 
 def get_checkpoint_url(name: str) -> str:
     """The address of the trained weights of a config. Raises ConfigError if none are published."""
-    file = get_config_file(name)
-    url = _CHECKPOINT_URLS.get(name.removesuffix(".py"))
+    file = get_config_file(name)  # of one config, whichever of its names this is
+    url = next((url for known, url in _CHECKPOINT_URLS.items() if get_config_file(known) == file), None)
     if url is None:
         raise ConfigError(
             f"No trained weights are published for {name!r} ({file}). Use trained=False, or train it and set "
@@ -61,6 +62,11 @@ def get(name: str, trained: bool = False, device: str | None = None) -> torch.nn
     Raises CheckpointError if these are not weights of this model.
     """
     cfg = get_config(name, trained)
+    if "model" not in cfg:
+        raise ConfigError(
+            f"{name!r} has no model, only {', '.join(cfg)}: it is a part of configs. dinox.model_zoo.list_configs() "
+            "lists those of models."
+        )
     if device is None and not torch.cuda.is_available():
         device = "cpu"
     model = instantiate(cfg.model)

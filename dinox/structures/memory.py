@@ -25,11 +25,17 @@ class FeaturePyramid:
     """Feature maps of a batch, and which part of every map belongs to the image.
 
     maps: L tensors (B, C, h_l, w_l), highest resolution first.
-    valid_sizes: of every image and level (B x L) the (height, width) in cells that the image fills from the top left.
+    valid_sizes: of every image and level (B x L) the (height, width) in cells that the image fills from the top left;
+    or once (1 x L) for all images.
     """
 
     maps: list[Tensor]
     valid_sizes: Sequence[Sequence[Size]]
+
+    @classmethod
+    def unpadded(cls, maps: list[Tensor]) -> FeaturePyramid:
+        """Of images that all have the size of their batch."""
+        return cls(maps, [[(m.shape[-2], m.shape[-1]) for m in maps]])
 
     @property
     def spatial_shapes(self) -> tuple[Size, ...]:
@@ -37,14 +43,14 @@ class FeaturePyramid:
 
     @property
     def token_counts(self) -> tuple[int, ...]:
-        """Cells of every image on all levels, padding left out."""
+        """Cells of every image on all levels, padding left out; one number if ``valid_sizes`` are given once."""
         return tuple(sum(h * w for h, w in levels) for levels in self.valid_sizes)
 
     def sizes(self) -> tuple[Tensor, Tensor]:
         """(B, L, 2) ``valid_sizes`` and (L, 2) sizes of the maps, as (width, height) beside the maps, in one copy."""
         sizes = torch.tensor([*self.valid_sizes, self.spatial_shapes], dtype=coordinate_dtype(self.maps[0])).flip(-1)
         sizes = sizes.to(self.maps[0].device, non_blocking=True)
-        return sizes[:-1], sizes[-1]
+        return sizes[:-1].expand(self.maps[0].shape[0], -1, -1), sizes[-1]
 
     def padding_masks(self, valid: Tensor) -> list[Tensor]:
         """valid: the first of ``sizes()``. Returns L tensors (B, h_l, w_l) bool, True = padding."""
@@ -74,7 +80,7 @@ class Memory:
     positions: (B, S, D) position embedding of every token (level embedding included).
     padding_mask: (B, S) bool, True = padding.
     spatial_shapes: L x (height, width).
-    token_counts: tokens of every image that are not padding.
+    token_counts: tokens of every image that are not padding; one number if it holds for all images.
     level_sizes: (L, 2), (width, height) of every level.
     valid_ratios: (B, L, 2), the share of (width, height) of every level that the image fills.
     cell_centers: (B, S, 2), centre (x, y) of every token's cell as a share of the image; > 1 in padding.

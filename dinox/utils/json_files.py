@@ -3,27 +3,17 @@
 import json
 import math
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
+
+from dinox.utils.whole_files import written_whole
 
 
 def write_json(path: str | os.PathLike, data: Any) -> None:
     """Write ``data`` to a temporary file beside ``path`` and rename it. NaN and infinity, which JSON lacks, become
     null."""
-    path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(_without_nan(data), file, indent=2, allow_nan=False)
-            file.write("\n")
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(_without_nan(data), file, indent=2, allow_nan=False)
+        file.write("\n")
 
 
 def _without_nan(data: Any) -> Any:

@@ -41,7 +41,7 @@ def test_the_demo_trains_evaluates_draws_and_says_what_next(tmp_path, capsys):
     out = capsys.readouterr().out
     for text in ("[1/4] dataset", "[2/4] training", "iteration 2/2", "[3/4]", "[4/4]", "AP ", "AP50 ", "Next:"):
         assert text in out
-    assert out.count("\n  ") == 3 + out.count("\n      ")  # three commands, and indented progress
+    assert out.count("\n  ") == 4 + out.count("\n      ")  # four commands, and indented progress
     assert "Average Precision" not in out
     assert "Average Precision" in (folder / "log.txt").read_text()
     assert (folder / "detections.png").read_bytes().startswith(b"\x89PNG")
@@ -52,6 +52,18 @@ def test_the_demo_trains_evaluates_draws_and_says_what_next(tmp_path, capsys):
     assert "not trained again" in capsys.readouterr().out
     assert again["results"] == pytest.approx(results["results"], nan_ok=True)
     assert (folder / "model_final.pth").stat().st_mtime_ns == stamp
+
+
+def test_the_command_that_predicts_works_as_printed(tmp_path, capsys, dinox, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_demo(output="my demo", steps=1, config_file=TINY_CONFIG)
+    line = next(line for line in capsys.readouterr().out.splitlines() if " predict " in line)
+    arguments = shlex.split(line.partition(" predict ")[2])
+    # The demo's own config calls nothing but dinox.
+    code, out, err = dinox("predict", *arguments, "--allow-target", "tests.engine")
+    assert code == 0, err
+    assert "8 images" in out
+    assert len(list((tmp_path / "output" / "predict").glob("*.jpg"))) == 8
 
 
 def test_an_interrupted_demo_is_resumed(tmp_path, capsys, monkeypatch):

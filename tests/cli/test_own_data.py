@@ -1,19 +1,19 @@
 """Datasets that users register in their configs, and everything that can be wrong with them."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import TINY_CONFIG
+from tests.cli.readme import README, readme_commands
 from tests.data.coco_files import small_coco, write_coco
 
 CONFIG = """
-from detectron2.data.datasets import register_coco_instances
 from dinox.config import load_file
+from dinox.data import register_coco
 
-register_coco_instances("own_train", {{}}, "{folder}/annotations.json", "{folder}/images")
-register_coco_instances("own_val", {{}}, "{folder}/annotations.json", "{folder}/images")
+register_coco("own_train", "{folder}/annotations.json", "{folder}/images")
+register_coco("own_val", "{folder}/annotations.json", "{folder}/images")
 
 _tiny = load_file({tiny!r})
 model, dataloader, train, optimizer = _tiny.model, _tiny.dataloader, _tiny.train, _tiny.optimizer
@@ -63,17 +63,25 @@ SMALL = [
 ]
 
 
-def test_the_example_in_the_readme_trains(dinox, tmp_path, monkeypatch, forget_datasets):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_readme_leads_from_own_data_to_detections(dinox, tmp_path, monkeypatch, forget_datasets):
+    """Its commands as they stand there, but for a small model."""
+    readme = README.read_text()
     example = next(part for part in readme.split("```") if part.startswith("python\n# pets.py"))
     (tmp_path / "pets.py").write_text(example.removeprefix("python\n"))
     json_file = write_coco(tmp_path / "pets", small_coco())
     for name in ("train", "val"):
         (tmp_path / "pets" / f"{name}.json").write_bytes(json_file.read_bytes())
     monkeypatch.chdir(tmp_path)
-    code, _, err = dinox("train", "--config-file", "pets.py", *SMALL)
-    assert code == 0, err
-    assert (tmp_path / "output" / "pets" / "model_final.pth").is_file()
+    commands = readme_commands("Your own data in five minutes")
+    assert [words[1] for words in commands] == ["check-data", "train", "eval", "predict"]
+    for words in commands:
+        config, rest = words[1:4], words[4:]  # the settings of the command come last, and win
+        small = SMALL if words[1] in ("train", "eval") else []
+        code, out, err = dinox(*config, *small, *rest)
+        assert code == 0, (words, out, err)
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert {result["category_id"] for result in results} <= {c["id"] for c in small_coco()["categories"]}
+    assert len(list((tmp_path / "output" / "predict").glob("*"))) >= len(small_coco()["images"])
 
 
 def no_json(folder):
@@ -138,10 +146,12 @@ def test_a_fault_of_the_data_is_one_line_and_leaves_nothing(
 def test_an_unreadable_image_met_by_a_worker_is_one_line(dinox, own_config, output_dir, tmp_path):
     write_coco(tmp_path, small_coco())
     (tmp_path / "images" / "b.jpg").write_text("no image")  # the second: evaluation tries the first beforehand
-    overrides = [f"train.output_dir={output_dir}", "dataloader.train.num_workers=1"]
+    overrides = [f"train.output_dir={output_dir}", "dataloader.train.num_workers=1", "dataloader.train.max_bad=0"]
     code, _, err = dinox("train", "--config-file", own_config, *overrides)
     assert code == 2
     assert err.startswith("dinox: error: ") and err.count("\n") == 1
-    assert "b.jpg cannot be read" in err
+    assert "1 of 2 training images cannot be read (1 no image; max_bad=0 allows 0)" in err
     assert "--debug" not in err
-    assert not output_dir.exists()
+    # Nothing is written before the checks have passed, but for the list of what is wrong.
+    assert [file.name for file in output_dir.iterdir()] == ["skipped.csv"]
+    assert "b.jpg" in (output_dir / "skipped.csv").read_text()

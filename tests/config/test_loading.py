@@ -66,7 +66,7 @@ def test_missing_zoo_name_names_the_nearest():
 
 def test_misspelt_argument_in_a_file_is_an_error(config):
     config.write_text(CONFIG + "model.kernel_sizes = 3\n")
-    message = rf"{config}: unknown key 'model.kernel_sizes': Conv2d takes no argument.*Did you mean 'kernel_size'"
+    message = rf"{config}:7: unknown key 'model.kernel_sizes': Conv2d takes no argument.*Did you mean 'kernel_size'"
     with pytest.raises(ConfigError, match=message):
         load_config(config)
 

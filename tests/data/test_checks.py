@@ -92,8 +92,8 @@ def test_dataset_without_annotations_can_be_evaluated_but_not_trained_on(tmp_pat
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"bbox": [1, 2, -3, 4]}, r"'bad': .*annotations.json: 'bbox'.*not negative, got \[1, 2, -3, 4\].*id 12"),
-        ({"bbox": None}, r"'bad': .*annotations.json: 'bbox': expected 4 finite numbers.*null.*id 12"),
+        ({"bbox": [1, 2, 3]}, r"'bad': .*annotations.json: 'bbox': expected 4 numbers.*\[1, 2, 3\].*id 12"),
+        ({"bbox": None}, r"'bad': .*annotations.json: 'bbox': expected 4 numbers.*null.*id 12"),
         ({"category_id": 5}, r"'bad': .*annotations.json: 'category_id'.*got 5.*id 12"),
     ],
 )
@@ -125,7 +125,7 @@ def test_datasets_have_to_have_the_same_classes(tmp_path, register):
         DataError, match=r"'first' and 'second' have different classes.*only in 'first': dog; .*'second': horse"
     ):
         check_data(config([first, second]))
-    with pytest.raises(DataError, match="'first' and 'second' have different classes"):
+    with pytest.raises(DataError, match="'second': its classes cat, horse cannot be matched by name to cat, dog"):
         load_dataset_dicts([first, second])
 
 
@@ -147,10 +147,11 @@ def test_unknown_classes_are_not_compared(register):
         ({"category_id": 2}, "'category_id': expected a class index from 0 to 1, got 2"),
         ({"category_id": 1.7}, "'category_id'.*got 1.7"),
         ({"category_id": "cat"}, "'category_id'.*got 'cat'"),
-        ({"bbox": [1, 2, -3, 4]}, "'bbox'.*not negative"),
+        ({"bbox": [1, 2, 3]}, "'bbox'.*4 numbers"),
         ({"bbox_mode": None}, "'bbox_mode': expected BoxMode.XYWH_ABS or BoxMode.XYXY_ABS, got None"),
-        ({"bbox": [5, 5, 4, 6], "bbox_mode": BoxMode.XYXY_ABS}, "'bbox'.*not negative"),
-        ({"bbox": np.array([1, 2, np.nan, 4])}, "'bbox'.*4 finite numbers"),
+        ({"bbox": "1234"}, "'bbox'.*4 numbers"),
+        ({"bbox": [1, 2, None, 4]}, "'bbox'.*4 numbers"),
+        ({"bbox": ["1", "2", "3", "4"]}, "'bbox'.*4 numbers"),
     ],
 )
 def test_bad_dict_of_a_function_is_named_by_image_and_position(register, fields, message):
@@ -216,7 +217,7 @@ def test_nothing_left_after_the_filter_is_an_error(tmp_path, register):
     coco = small_coco()
     coco["annotations"] = []
     name = register("all_empty", write_coco(tmp_path, coco))
-    with pytest.raises(DataError, match=r"all_empty \(filter_empty=True\) cannot be used.*No valid data"):
+    with pytest.raises(DataError, match=r"all_empty: no image has an object.*filter_empty=False"):
         load_dataset_dicts(name)
 
 
@@ -245,5 +246,5 @@ def test_last_line_of_a_worker_s_failure_is_the_message(tmp_path):
     assert (
         done.stderr.strip()
         .splitlines()[-1]
-        .startswith("dinox.data.errors.DataError: Image missing.jpg cannot be read: No such file or directory.")
+        .startswith("dinox.data.errors.UnreadableImage: Image missing.jpg cannot be read: No such file or directory.")
     )

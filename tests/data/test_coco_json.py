@@ -3,7 +3,8 @@
 import pytest
 
 from dinox.data import DataError, check_coco_json
-from dinox.data.coco_json import box_fault, find_problems
+from dinox.data.boxes import box_fault
+from dinox.data.coco_problems import find_problems
 
 from .coco_files import annotation, small_coco, write_coco
 
@@ -80,16 +81,10 @@ def test_empty_section_is_named(tmp_path, key):
         ({"category_id": 5}, r"'category_id': expected the id of a category \(3, 7\), got 5 .*id 99"),
         ({"category_id": "cat"}, r"'category_id'.*got 'cat'"),
         ({"category_id": None}, r"'category_id'.*got null"),
-        (
-            {"bbox": [1, 2, -5, 4]},
-            r"'bbox': expected a width and a height that are not negative, got \[1, 2, -5, 4\] .*id 99",
-        ),
-        ({"bbox": [1, 2, 3]}, r"'bbox': expected 4 finite numbers \(x, y, width, height\), got \[1, 2, 3\]"),
-        ({"bbox": None}, r"'bbox': expected 4 finite numbers .* got null"),
-        ({"bbox": "1 2 3 4"}, r"'bbox': expected 4 finite numbers .* got '1 2 3 4'"),
-        ({"bbox": [1, 2, float("nan"), 4]}, r"'bbox': expected 4 finite numbers .* got \[1, 2, nan, 4\]"),
-        ({"bbox": [1, 2, float("inf"), 4]}, r"'bbox': expected 4 finite numbers"),
-        ({"bbox": [1, 2, None, 4]}, r"'bbox': expected 4 finite numbers"),
+        ({"bbox": [1, 2, 3]}, r"'bbox': expected 4 numbers \(x, y, width, height\), got \[1, 2, 3\]"),
+        ({"bbox": None}, r"'bbox': expected 4 numbers .* got null"),
+        ({"bbox": "1 2 3 4"}, r"'bbox': expected 4 numbers .* got '1 2 3 4'"),
+        ({"bbox": [1, 2, None, 4]}, r"'bbox': expected 4 numbers"),
         ({"id": None}, r"'id': expected a number, got null"),
         ({"id": 11}, r"'id': expected an id of its own for each annotation, got 2 entries with the id 11"),
         ({"ignore": 1}, r"'ignore': expected 0, got 1 .*iscrowd"),
@@ -148,7 +143,7 @@ def test_other_kinds_of_mistakes_are_counted(tmp_path):
     coco = small_coco()
     coco["annotations"][0]["category_id"] = 5
     coco["annotations"][1]["bbox"] = None
-    assert [problem.field for problem in find_problems(coco)] == ["category_id", "bbox"]
+    assert [problem.kind for problem in find_problems(coco)] == ["unknown-category", "no-box"]
     with pytest.raises(DataError, match="There is 1 other kind of mistake"):
         check_coco_json(write_coco(tmp_path, coco, images=False))
 

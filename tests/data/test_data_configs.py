@@ -49,7 +49,7 @@ def test_coco_config_is_that_of_the_papers():
 def test_shapes_config_loads_the_embedded_dataset(tmp_path):
     register_shapes("tiny_shapes", seed=9, num_images=8, root=tmp_path)
     cfg = get_config("common/data/shapes")
-    cfg.model = {"num_classes": 6}
+    cfg.model, cfg.train = {"num_classes": 6}, {"output_dir": str(tmp_path)}
     loader = cfg.dataloader.train
     loader.dataset.names = "tiny_shapes"
     batch = next(iter(instantiate(loader)))

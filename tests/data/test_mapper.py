@@ -6,12 +6,14 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 from fvcore.transforms import CropTransform, HFlipTransform
 from PIL import Image
 
 from dinox.data import DataError, DetectionMapper, detr_augmentation, resize_augmentation
 from dinox.data.augmentation import CROP_MAX_SIZE, OneOf
+from dinox.data.conversions import Conversion
 
 from .coco_files import write_image
 
@@ -189,6 +191,12 @@ def test_longer_edge_is_bounded():
         assert max(transforms[-1].new_h, transforms[-1].new_w) <= 1333
 
 
+def test_very_long_image_keeps_a_pixel_of_its_short_side():
+    for height, width in ((1, 4000), (4000, 1)):
+        for transforms in drawn_transforms(resize_augmentation(), height=height, width=width, times=1):
+            assert (transforms[0].new_h, transforms[0].new_w) == (min(height, 1333), min(width, 1333))
+
+
 def test_very_long_image_does_not_explode_before_the_crop():
     for transforms in drawn_transforms(detr_augmentation(crop_probability=1.0), height=3, width=4000, times=3):
         resize = transforms[1]
@@ -230,9 +238,8 @@ KINDS = ["missing", "empty", "html", "truncated_jpg", "truncated_png", "folder"]
 @pytest.mark.parametrize("is_train", [True, False])
 @pytest.mark.parametrize("damaged", KINDS, indirect=True)
 def test_unreadable_image_is_named_by_its_path(damaged, is_train):
-    with pytest.raises(
-        DataError, match=rf"^Image {damaged} cannot be read: .+\. Replace it, or remove it from the dataset"
-    ):
+    cure = "Expected a file" if damaged.is_dir() else "Replace it, or leave it out"
+    with pytest.raises(DataError, match=rf"^Image {damaged} cannot be read: .+\. {cure}"):
         mapper(is_train=is_train)(record(damaged))
 
 
@@ -243,18 +250,65 @@ def test_too_large_image_is_named(image, monkeypatch):
 
 
 def test_wrong_size_is_named_with_both(image):
-    message = rf"{image}: expected the image to be 60 x 48 pixels, as its annotation says, got 64 x 48"
+    message = rf"{image} \(image id 5\): expected the image to be 60 x 48 pixels, as its annotation says, got 64 x 48"
     with pytest.raises(DataError, match=message):
         mapper()(record(image, width=60))
 
 
-def test_exif_orientation_is_named_as_the_cause(tmp_path):
+def test_missing_sizes_are_filled_from_the_file(image):
+    given = record(image)
+    del given["height"], given["width"]
+    output = mapper(*resize_augmentation(short_edge=24, max_size=40))(given)
+    assert (output["height"], output["width"]) == (HEIGHT, WIDTH)
+    with pytest.raises(DataError, match=r"image id 5.*None x 48 pixels, as its annotation says, got 64 x 48"):
+        mapper()({key: value for key, value in record(image).items() if key != "width"})
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """A file that is stored with 64 x 48 pixels and shown with 48 x 64."""
     file = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (WIDTH, HEIGHT)).save(file, exif=exif)
-    with pytest.raises(DataError, match="got 64 x 48 with the EXIF orientation 6, which is applied on reading"):
-        mapper()(record(file))
+    return file
+
+
+def test_exif_orientation_is_named_as_the_cause(turned):
+    with pytest.raises(DataError, match=r"64 x 48 pixels.*got 48 x 64 with the EXIF orientation 6, which is applied"):
+        mapper()(record(turned))
+    with pytest.raises(DataError, match=r"got 64 x 48 with the EXIF orientation 6, which .*exif=ignore does not apply"):
+        mapper(exif="ignore")(record(turned, height=WIDTH, width=HEIGHT))
+
+
+def test_exif_orientation_is_applied_or_ignored(turned):
+    applied = mapper()(record(turned, height=WIDTH, width=HEIGHT))
+    ignored = mapper(exif="ignore")(record(turned))
+    assert (applied["image"].shape, ignored["image"].shape) == ((3, WIDTH, HEIGHT), (3, HEIGHT, WIDTH))
+    with pytest.raises(ValueError, match="exif: expected one of apply, ignore, got 'rotate'"):
+        mapper(exif="rotate")
+
+
+def test_output_is_that_of_detectron2_s_mapper(image):
+    given = record(image, (4, 6, 20, 10), (30, 20, 16.5, 20))
+    given["annotations"][0]["segmentation"] = [[4, 6, 24, 6, 24, 16]]
+    theirs = DatasetMapper(True, augmentations=small_detr(), image_format="BGR")
+    ours = mapper(*small_detr(), image_format="BGR")
+    for seed in range(10):
+        np.random.seed(seed)
+        expected = theirs(given)
+        np.random.seed(seed)
+        found = ours(given)
+        assert found.keys() == expected.keys()
+        assert torch.equal(found["image"], expected["image"])
+        assert torch.equal(found["instances"].gt_boxes.tensor, expected["instances"].gt_boxes.tensor)
+        assert torch.equal(found["instances"].gt_classes, expected["instances"].gt_classes)
+
+
+def test_conversions_are_told(tmp_path):
+    file = tmp_path / "clear.png"
+    Image.new("RGBA", (WIDTH, HEIGHT)).save(file)
+    assert mapper()(record(file))["conversions"] is Conversion.ALPHA
 
 
 def test_bad_annotation_is_named_by_file_and_position(image):

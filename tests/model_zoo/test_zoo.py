@@ -1,15 +1,18 @@
 """Names of configs, and models by name."""
 
+import inspect
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import model_zoo as detectron2_zoo
 from omegaconf import DictConfig
 
 from dinox import model_zoo
 from dinox.checkpoint import CheckpointError
 from dinox.config import ConfigError, files
+from dinox.model_zoo import get_checkpoint_url
 
 NAME = "dino/dino_r50_4scale_12ep"
 
@@ -101,9 +104,27 @@ def test_trained_weights_are_loaded_and_have_to_be_of_this_model(root, tmp_path,
         model_zoo.get("line/line_small", trained=True, device="cpu")
 
 
-def test_trained_weights_that_are_not_published_are_an_error(root):
+@pytest.mark.parametrize("ask", [model_zoo.get, model_zoo.get_config, lambda name, trained: get_checkpoint_url(name)])
+def test_trained_weights_that_are_not_published_are_an_error(root, ask):
     with pytest.raises(ConfigError, match=r"No trained weights are published for 'line/line_small'.*trained=False"):
-        model_zoo.get("line/line_small", trained=True)
+        ask("line/line_small", trained=True)
+
+
+@pytest.mark.parametrize("name", ["line/line_small", "line/line_small.py", "projects/line/configs/line_small.py"])
+def test_trained_weights_are_those_of_a_config_whatever_it_is_called(root, monkeypatch, name):
+    monkeypatch.setattr(model_zoo.zoo, "_CHECKPOINT_URLS", {"line/line_small": "https://example.com/model.pth"})
+    assert get_checkpoint_url(name) == "https://example.com/model.pth"
+
+
+def test_a_part_of_configs_is_no_model():
+    with pytest.raises(ConfigError, match=r"'common/data/coco_detr\.py' has no model, only dataloader"):
+        model_zoo.get("common/data/coco_detr.py")
+
+
+@pytest.mark.parametrize("name", ["get", "get_config", "get_config_file", "get_checkpoint_url"])
+def test_functions_are_called_like_detectron2s(name):
+    ours, theirs = (inspect.signature(getattr(zoo, name)).parameters.values() for zoo in (model_zoo, detectron2_zoo))
+    assert [(p.kind, p.default) for p in ours] == [(p.kind, p.default) for p in theirs]
 
 
 def test_trained_weights_are_put_into_the_config(root, monkeypatch):

@@ -21,13 +21,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def train_where_one_rank_has_no_objects(rank: int, port: int, folder: str) -> None:
+def train_where_ranks_have_no_objects(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     model = DistributedDataParallel(build_small())  # without find_unused_parameters
-    for step in range(3):  # DDP notices a missing gradient at the next forward
-        objects = 3 if rank == step % 2 else 0
-        losses = assert_trains_one_step(model, [make_input(64, 64, objects, seed=step)])
+    # One rank, the other one, both; DDP notices a missing gradient at the next forward.
+    for step, objects in enumerate([(3, 0), (0, 3), (0, 0), (3, 0)]):
+        losses = assert_trains_one_step(model, [make_input(64, 64, objects[rank], seed=step)])
     gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
     torch.save({"keys": sorted(losses), "gradients": gradients}, os.path.join(folder, f"{rank}.pth"))
     dist.destroy_process_group()
@@ -35,8 +35,8 @@ def train_where_one_rank_has_no_objects(rank: int, port: int, folder: str) -> No
 
 @pytest.mark.timeout(TIME_LIMIT)
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over tcp is tested on Linux")
-def test_a_rank_without_objects_neither_hangs_nor_loses_losses_or_gradients(tmp_path):
-    mp.spawn(train_where_one_rank_has_no_objects, (free_port(), str(tmp_path)), nprocs=2)
+def test_ranks_without_objects_neither_hang_nor_lose_losses_or_gradients(tmp_path):
+    mp.spawn(train_where_ranks_have_no_objects, (free_port(), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
     assert first["keys"] == second["keys"]
     assert first["gradients"].keys() == second["gradients"].keys()

@@ -1,20 +1,26 @@
 """detectron2's ResNets from one set of numbers."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
+from dinox.utils.suggest import did_you_mean
+
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _BOTTLENECK_FROM = 50  # shallower networks are made of basic blocks
 _BOTTLENECK_EXPANSION = 4
+
+Norm = Literal["", "BN", "FrozenBN", "GN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"]
+"""The names that detectron2's ``get_norm`` has for convolutions, on all its versions; "" is none."""
 
 
 def build_resnet(
     *,
     depth: int = 50,
     width: int = 64,
-    norm: str = "FrozenBN",
+    norm: Norm = "FrozenBN",
     out_features: Sequence[str] = ("res3", "res4", "res5"),
     freeze_at: int = 1,
 ) -> ResNet:
@@ -23,14 +29,18 @@ def build_resnet(
     Args:
         depth: 18, 34, 50, 101 or 152. Strides sit in the 3x3 convolutions, as in torchvision's weights.
         width: channels of the stem and of the first stage's blocks; 64 in all published models.
-        norm: any norm that detectron2 knows; FrozenBN for pre-trained weights.
+        norm: one of detectron2's; FrozenBN for pre-trained weights.
         out_features: of "stem", "res2" (stride 4), "res3", "res4", "res5" (stride 32). Stages beyond the last one asked
             for are not built.
         freeze_at: how many stages are frozen, the stem being the first; 0: none.
 
     Raises:
-        ValueError: unknown depth or feature.
+        ValueError: unknown depth, norm or feature.
     """
+    norms = get_args(Norm)
+    if norm not in norms:
+        hint = did_you_mean(norm, norms)
+        raise ValueError(f"norm: expected one of {', '.join(map(repr, norms))}, got {norm!r}.{hint}")
     if depth not in _BLOCKS:
         raise ValueError(f"ResNet depth must be one of {sorted(_BLOCKS)}, got {depth}")
     known = ["stem", "res2", "res3", "res4", "res5"]

@@ -11,12 +11,14 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dinox.modeling.meta_arch.from_yaml import arguments_from_yaml
 from dinox.structures import (
     MATCHING,
     FeaturePyramid,
@@ -73,6 +75,7 @@ class DetectionTransformer(nn.Module):
         pixel_mean, pixel_std: of the channels in ``input_format``, on 0..255.
     """
 
+    @configurable
     def __init__(
         self,
         *,
@@ -106,6 +109,11 @@ class DetectionTransformer(nn.Module):
         self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """For detectron2's ``build_model(cfg)``; see ``dinox.add_dinox_config``."""
+        return arguments_from_yaml(cls, cfg)
 
     @property
     def device(self) -> torch.device:
@@ -158,6 +166,16 @@ class DetectionTransformer(nn.Module):
         """
         memory = self.encode(self.preprocess_image(batched_inputs))
         proposals = None if self.query_selection is None else self.query_selection(memory)
+        return self.decode(memory, proposals, targets, generator)
+
+    def decode(
+        self,
+        memory: Memory,
+        proposals: Proposals | None,
+        targets: Targets | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Predictions:
+        """From the encoder's memory and proposals to the predictions of all groups."""
         groups = self.query_groups(QueryContext(memory, proposals, targets, generator))
         decoded = self.decoder(groups, memory, self.heads.boxes)
         logits = torch.stack([self.heads.logits(i, states) for i, states in enumerate(decoded.states)])
@@ -200,6 +218,11 @@ class DetectionTransformer(nn.Module):
     def encode(self, images: list[Tensor]) -> Memory:
         """Images (3, H, W) of any sizes to the encoder's memory."""
         pyramid = self._padded_pyramid(images) if self.training else self._unpadded_pyramid(images)
+        return self.encoder(self.memory_builder(pyramid))
+
+    def encode_batch(self, images: Tensor) -> Memory:
+        """Normalised images (B, 3, H, W) without padding to the encoder's memory."""
+        pyramid = FeaturePyramid.unpadded(list(self.backbone(images).values()))
         return self.encoder(self.memory_builder(pyramid))
 
     def _padded_pyramid(self, images: list[Tensor]) -> FeaturePyramid:

@@ -1,11 +1,25 @@
 """Raw predictions -> detections."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from dinox.structures import RawPredictions, cxcywh_to_xyxy
 from dinox.structures.boxes import image_size_as_box
+from dinox.utils.numbers import fewer
+
+
+@dataclass(frozen=True)
+class RankedDetections:
+    """boxes: (..., M, 4) xyxy as shares of the image; scores: (..., M), descending; classes: (..., M) int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
 
 
 class TopKDetections:
@@ -24,13 +38,24 @@ class TopKDetections:
         detections = []
         for b, size in enumerate(image_sizes):
             queries = slice(None) if padding is None else ~padding[b]
-            detections.append(self._best(logits[b][queries], boxes[b][queries], size))
+            best = self.rank(logits[b][queries], boxes[b][queries])
+            xyxy = Boxes(best.boxes * image_size_as_box(size, boxes))
+            detections.append(Instances(size, pred_boxes=xyxy, scores=best.scores, pred_classes=best.classes))
         return detections
 
-    def _best(self, logits: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Instances:
-        """logits: (N, K), boxes: (N, 4) normalised cxcywh of one image."""
+    def rank(self, logits: Tensor, boxes: Tensor, pairs: Tensor | None = None) -> RankedDetections:
+        """Tensors to tensors, for one image or for batches without padded queries.
+
+        logits: (..., N, K). boxes: (..., N, 4) normalised cxcywh. pairs: (..., M) flat indices of (query, class) to
+        take instead of the best ones, as another runtime has ranked them.
+        """
         num_classes = logits.shape[-1]
-        scores, pairs = logits.sigmoid().flatten().topk(min(self.num_detections, logits.numel()))
+        scores = logits.sigmoid().flatten(-2)  # (..., N * K)
+        if pairs is None:
+            pairs = scores.topk(fewer(self.num_detections, scores.shape[-1])).indices
         queries = torch.div(pairs, num_classes, rounding_mode="floor")
-        xyxy = cxcywh_to_xyxy(boxes[queries]) * image_size_as_box(image_size, boxes)
-        return Instances(image_size, pred_boxes=Boxes(xyxy), scores=scores, pred_classes=pairs % num_classes)
+        return RankedDetections(
+            boxes=cxcywh_to_xyxy(boxes.gather(-2, queries[..., None].expand(*queries.shape, 4))),
+            scores=scores.gather(-1, pairs),
+            classes=pairs % num_classes,
+        )

@@ -34,7 +34,7 @@ class LearnedContent(nn.Module):
         content = self.embedding.weight[:size]
         if self.indicator:
             content = nn.functional.pad(content, (0, 1))
-        return content.expand(len(context.memory.tokens), -1, -1)
+        return content.expand(context.memory.tokens.shape[0], -1, -1)
 
 
 class SelectedContent(nn.Module):
@@ -54,7 +54,7 @@ class LearnedAnchors(nn.Module):
 
     def forward(self, context: QueryContext) -> tuple[Tensor, None]:
         """Returns anchors (B, N, 4) normalised cxcywh, and no padding."""
-        return self.logits.sigmoid().expand(len(context.memory.tokens), -1, -1), None
+        return self.logits.sigmoid().expand(context.memory.tokens.shape[0], -1, -1), None
 
 
 class SelectedAnchors(nn.Module):

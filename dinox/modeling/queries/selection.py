@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dinox.layers import make_box_head, make_class_head, xavier_init
 from dinox.structures import Memory, Proposals
+from dinox.utils.numbers import fewer
 from dinox.utils.precision import at_least_float32
 
 BASE_SIZE = 0.05  # side of a proposal of level 0, as a share of the image; doubles from level to level
@@ -45,10 +46,12 @@ class QuerySelection(nn.Module):
         self.box_head = make_box_head(embed_dim=embed_dim)
         xavier_init(self.projection)
 
-    def forward(self, memory: Memory) -> Proposals:
+    def forward(self, memory: Memory, selected: Tensor | None = None) -> Proposals:
+        """``selected``: (B, N) tokens to propose instead of the best ones, as another runtime has ranked them."""
         anchors, kept = proposal_logits(memory)
         tokens = memory.tokens * kept[..., None]  # (B, S, D)
-        selected = self._best_tokens(tokens, memory)  # (B, N)
+        if selected is None:
+            selected = self._best_tokens(tokens, memory)
         # Heads run again on the selected tokens alone: nothing of the others has to be kept for the backward pass.
         features = self.norm(self.projection(_gather(tokens, selected)))  # (B, N, D)
         offsets = self.box_head(features)
@@ -63,19 +66,27 @@ class QuerySelection(nn.Module):
         )
 
     @torch.no_grad()
-    def _best_tokens(self, tokens: Tensor, memory: Memory) -> Tensor:
-        """(B, N) indices of the tokens with the highest class logit, in descending order.
+    def token_scores(self, memory: Memory) -> Tensor:
+        """(B, S), the highest class logit of every token: what the proposals are ranked by."""
+        _, kept = proposal_logits(memory)
+        return self._scores(memory.tokens * kept[..., None])
 
-        In float32 also under autocast: the order gives every query its learned content, and half precision would leave
-        hundreds of tokens with the same score.
+    def _scores(self, tokens: Tensor) -> Tensor:
+        """In float32 also under autocast: the order gives every query its learned content, and half precision would
+        leave hundreds of tokens with the same score.
         """
         with torch.autocast(tokens.device.type, enabled=False):
-            scores = self.class_head(self.norm(self.projection(at_least_float32(tokens)))).amax(-1)  # (B, S)
+            return self.class_head(self.norm(self.projection(at_least_float32(tokens)))).amax(-1)
+
+    @torch.no_grad()
+    def _best_tokens(self, tokens: Tensor, memory: Memory) -> Tensor:
+        """(B, N) indices of the tokens with the highest scores, in descending order."""
+        scores = self._scores(tokens)
         count = scores.shape[1]
         if not self.training:
             scores = scores.masked_fill(memory.padding_mask, -torch.inf)
             count = max(memory.token_counts)
-        return scores.topk(min(self.num_proposals, count), dim=1).indices
+        return scores.topk(fewer(self.num_proposals, count), dim=1).indices
 
     def _padding_mask(self, memory: Memory, selected: Tensor) -> Tensor | None:
         if self.training or min(memory.token_counts) >= selected.shape[1]:

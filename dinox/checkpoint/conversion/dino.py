@@ -1,0 +1,89 @@
+"""Names of DINO's authors (IDEA-Research), and what their rows mean.
+
+All decoder layers share one class head and one box head, stored once for every layer, and again inside the decoder.
+Class rows are COCO category ids, 0 to 90; ten of the ids and 0 belong to no class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from torch import Tensor
+
+from dinox.checkpoint.conversion.backbones import torchvision_resnet
+from dinox.checkpoint.conversion.deformable_detr import DECODER_LAYER, DINO_PARTS, ENCODER_LAYER, LAYER_HEADS
+from dinox.checkpoint.conversion.parts import count_classes
+from dinox.checkpoint.conversion.rules import Rename, Rule
+
+COCO_IDS = tuple(sorted(category["id"] for category in COCO_CATEGORIES if category["isthing"]))
+_COCO_ROWS = max(COCO_IDS) + 1
+
+_LAYERS: Sequence[Rule] = (
+    Rename(ENCODER_LAYER + "self_attn.{deformable}", "encoder.layers.{i}.self_attention.{deformable}"),
+    Rename(ENCODER_LAYER + "norm1.{affine}", "encoder.layers.{i}.self_attention_norm.{affine}"),
+    Rename(ENCODER_LAYER + "linear1.{affine}", "encoder.layers.{i}.feed_forward.expand.{affine}"),
+    Rename(ENCODER_LAYER + "linear2.{affine}", "encoder.layers.{i}.feed_forward.contract.{affine}"),
+    Rename(ENCODER_LAYER + "norm2.{affine}", "encoder.layers.{i}.feed_forward_norm.{affine}"),
+    # In the decoder norm2 follows the self-attention and norm1 the cross-attention: numbered as they were written.
+    Rename(DECODER_LAYER + "self_attn.{attention}", "decoder.layers.{i}.self_attention.attention.{attention}"),
+    Rename(DECODER_LAYER + "norm2.{affine}", "decoder.layers.{i}.self_attention_norm.{affine}"),
+    Rename(DECODER_LAYER + "cross_attn.{deformable}", "decoder.layers.{i}.cross_attention.{deformable}"),
+    Rename(DECODER_LAYER + "norm1.{affine}", "decoder.layers.{i}.cross_attention_norm.{affine}"),
+    Rename(DECODER_LAYER + "linear1.{affine}", "decoder.layers.{i}.feed_forward.expand.{affine}"),
+    Rename(DECODER_LAYER + "linear2.{affine}", "decoder.layers.{i}.feed_forward.contract.{affine}"),
+    Rename(DECODER_LAYER + "norm3.{affine}", "decoder.layers.{i}.feed_forward_norm.{affine}"),
+)
+
+
+def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    return (
+        *torchvision_resnet("backbone.0.body."),
+        *_neck(weights),
+        *_LAYERS,
+        Rename("transformer.level_embed", "memory_builder.level_embeddings"),
+        Rename("transformer.enc_out_class_embed.{affine}", "query_selection.class_head.{affine}"),
+        Rename("transformer.enc_out_bbox_embed.layers.{i}.{affine}", "query_selection.box_head.layers.{i}.{affine}"),
+        *LAYER_HEADS,
+        *DINO_PARTS,
+    )
+
+
+def _neck(weights: Mapping[str, Tensor]) -> list[Rule]:
+    """One numbering for the 1x1 convolutions of the backbone's maps and the 3x3 ones of the extra levels."""
+    rules: list[Rule] = []
+    counts = {"convs": 0, "extra_convs": 0}
+    level = 0
+    while (convolution := weights.get(f"input_proj.{level}.0.weight")) is not None:
+        kind = "convs" if convolution.shape[-1] == 1 else "extra_convs"
+        ours = f"backbone.{kind}.{counts[kind]}"
+        rules += [
+            Rename(f"input_proj.{level}.0.{{affine}}", ours + ".conv.{affine}"),
+            Rename(f"input_proj.{level}.1.{{affine}}", ours + ".norm.{affine}"),
+        ]
+        counts[kind] += 1
+        level += 1
+    return rules
+
+
+def class_rows(weights: Mapping[str, Tensor], category_ids: Sequence[int] | None) -> Sequence[int]:
+    """Which rows of the class heads and of the label table are classes, in the order of our classes.
+
+    By default those of the 80 COCO classes if there are 91, else all rows of the class heads; the label table has one
+    more, which nobody uses. Raises ValueError for ids that cannot be meant.
+    """
+    if category_ids is not None:
+        _check_category_ids(category_ids)
+        return tuple(category_ids)
+    count = count_classes(weights) or 0
+    return COCO_IDS if count == _COCO_ROWS else tuple(range(count))
+
+
+def _check_category_ids(ids: Sequence[int]) -> None:
+    wrong = next((number for number in ids if isinstance(number, bool) or not isinstance(number, int)), None)
+    if not ids or wrong is not None or min(ids) < 0:
+        got = "none" if not ids else repr(wrong) if wrong is not None else min(ids)
+        raise ValueError(f"category ids: expected at least one whole number from 0, got {got}")
+    repeated = next((number for index, number in enumerate(ids) if number in ids[:index]), None)
+    if repeated is not None:
+        raise ValueError(f"category ids: {repeated} is there twice: each is the id of one class")

@@ -1,0 +1,78 @@
+"""Whose weights we can read and write: one entry for each implementation and kind of model.
+
+Another detector of a known project is another entry with its own table; ``FORMATS`` is all that has to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dinox.checkpoint.conversion import backbones, detrex, dino
+from dinox.checkpoint.conversion.parts import repeat_shared_heads, share_equal_heads
+from dinox.checkpoint.conversion.rules import Rule
+
+OURS = "dinox"
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one implementation stores one kind of model.
+
+    source: what users call the implementation. name: what messages call implementation and model.
+    table: the rules for given weights, theirs or ours.
+    settings: config key -> the value that this implementation computes with, where implementations differ and the
+    weights do not show it.
+    prepare: their weights before the table is applied. finish: ours after it.
+    class_rows: which rows of the tensors that have one for each class are classes, where not all are; from our weights
+    and the ``category_ids`` of ``convert``.
+    write: our weights before the table is read from right to left; None: we cannot write this format.
+    is_backbone: a pre-trained network alone.
+    """
+
+    source: str
+    name: str
+    table: Callable[[Weights], Sequence[Rule]]
+    settings: Mapping[str, float] = field(default_factory=dict)
+    prepare: Callable[[Weights], dict[str, Tensor]] = dict
+    finish: Callable[[Weights], dict[str, Tensor]] = dict
+    class_rows: Callable[[Weights, Sequence[int] | None], Sequence[int]] | None = None
+    write: Callable[[Weights], dict[str, Tensor]] | None = None
+    is_backbone: bool = False
+
+
+_POSITIONS = "model.memory_builder.position_embedding."
+
+FORMATS: Sequence[Format] = (
+    Format(
+        source="detrex",
+        name="detrex's DINO",
+        table=detrex.dino_table,
+        settings={_POSITIONS + "temperature": 10000, _POSITIONS + "offset": -0.5},
+        write=repeat_shared_heads,
+    ),
+    Format(
+        source="dino",
+        name="IDEA-Research's DINO",
+        table=dino.dino_table,
+        settings={_POSITIONS + "temperature": 20, _POSITIONS + "offset": 0.0},
+        finish=share_equal_heads,
+        class_rows=dino.class_rows,
+    ),
+    Format(source="torchvision", name="torchvision's ResNet", table=backbones.torchvision_table, is_backbone=True),
+    Format(source="timm", name="timm's ResNet", table=backbones.torchvision_table, is_backbone=True),
+    Format(
+        source="detectron2",
+        name="detectron2's ResNet",
+        table=backbones.detectron2_table,
+        prepare=backbones.from_caffe2,
+        is_backbone=True,
+    ),
+)
+
+SOURCES: Sequence[str] = tuple(dict.fromkeys([*(entry.source for entry in FORMATS), OURS]))
+TARGETS: Sequence[str] = tuple(dict.fromkeys([OURS, *(entry.source for entry in FORMATS if entry.write)]))

@@ -1,0 +1,64 @@
+"""What is counted and rearranged in state dicts of every source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from dinox.checkpoint.conversion.rules import same_tensor
+
+_DECODER_LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.(\d+)\.")
+_LAYER_HEAD = re.compile(r"heads\.(class_heads|box_heads)\.(\d+)\.(.+)")
+_CLASS_ROWS = re.compile(r"heads\.class_heads\.|query_selection\.class_head\.|.*\.label_embedding\.table\.")
+
+
+def count_decoder_layers(names: Iterable[str]) -> int:
+    """The same for their names and for ours."""
+    numbers = (_DECODER_LAYER.match(name) for name in names)
+    return max((int(match[1]) + 1 for match in numbers if match), default=0)
+
+
+def share_equal_heads(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict with one head instead of one for each layer, if those are all the same."""
+    others = [match for match in map(_LAYER_HEAD.fullmatch, weights) if match and match[2] != "0"]
+    if not all(same_tensor(weights[match[0]], weights[f"heads.{match[1]}.0.{match[3]}"]) for match in others):
+        return dict(weights)
+    repeated = {match[0] for match in others}
+    return {name: tensor for name, tensor in weights.items() if name not in repeated}
+
+
+def repeat_shared_heads(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict with a head for every decoder layer; those of a shared one are the same tensors."""
+    repeated = dict(weights)
+    for name, tensor in weights.items():
+        match = _LAYER_HEAD.fullmatch(name)
+        if match and match[2] == "0":
+            for layer in range(1, count_decoder_layers(weights)):
+                repeated.setdefault(f"heads.{match[1]}.{layer}.{match[3]}", tensor)
+    return repeated
+
+
+def pick_class_rows(weights: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+    """Our state dict with these rows of the tensors that have one for each class.
+
+    Raises ValueError if there is no such row.
+    """
+    picked = dict(weights)
+    for name, tensor in weights.items():
+        if not _CLASS_ROWS.match(name):
+            continue
+        if max(rows, default=0) >= len(tensor):
+            raise ValueError(
+                f"{name} has rows 0 to {len(tensor) - 1}, and none for the category id {max(rows)}: give the ids that "
+                "the detector was trained with"
+            )
+        picked[name] = tensor[list(rows)]
+    return picked
+
+
+def count_classes(weights: Mapping[str, Tensor]) -> int | None:
+    """Rows of the class head in our state dict; None without one."""
+    head = weights.get("heads.class_heads.0.bias")
+    return None if head is None else len(head)

@@ -1,0 +1,83 @@
+"""What a config's model has room for."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """Numbers of a config; None where it has none.
+
+    denoising_objects: objects per image that denoising has room for. short_edge, max_size: of training images, after
+    the augmentation's largest resize. images_per_step: of all GPUs together.
+    """
+
+    config: str
+    num_classes: int | None = None
+    num_queries: int | None = None
+    num_detections: int | None = None
+    denoising_objects: int | None = None
+    short_edge: int | None = None
+    max_size: int | None = None
+    images_per_step: int | None = None
+
+    @classmethod
+    def of(cls, cfg: DictConfig, *, name: str) -> ModelLimits:
+        """Read them from a LazyConfig, without building anything. ``name``: of the config, for messages."""
+        short_edge, max_size = _training_size(cfg)
+        return cls(
+            config=name,
+            num_classes=_number(cfg, "model.num_classes"),
+            num_queries=_number(cfg, "model.num_queries"),
+            num_detections=_number(cfg, "model.postprocess.num_detections"),
+            denoising_objects=_denoising_objects(cfg),
+            short_edge=short_edge,
+            max_size=max_size,
+            images_per_step=_number(cfg, "dataloader.train.total_batch_size"),
+        )
+
+
+def _denoising_objects(cfg: DictConfig) -> int | None:
+    """As ``DenoisingQueries`` counts: every object needs a query in each half of the fewest groups."""
+    node = OmegaConf.select(cfg, "model.query_groups.denoising")
+    if node is None:
+        return None
+    cap = _argument(node, "max_queries")
+    box_noise, groups = node.get("box_noise"), node.get("groups")
+    halves = getattr(_target(box_noise), "halves", 1)
+    fewest = _argument(groups, "num_groups") or getattr(_target(groups), "fewest", 1)
+    return None if cap is None else cap // (halves * fewest)
+
+
+def _training_size(cfg: DictConfig) -> tuple[int | None, int | None]:
+    node = OmegaConf.select(cfg, "dataloader.train.mapper.augmentations")
+    if not isinstance(node, DictConfig):
+        return None, None
+    edges = _argument(node, "short_edges")
+    return None if edges is None else int(max(edges)), _argument(node, "max_size")
+
+
+def _number(cfg: DictConfig, key: str) -> int | None:
+    value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+    return value if isinstance(value, int) else None
+
+
+def _target(node: DictConfig | None):
+    target = None if node is None else node.get("_target_")
+    return locate(target) if isinstance(target, str) else target
+
+
+def _argument(node: DictConfig | None, name: str):
+    """The value of an argument in a LazyCall, or its default."""
+    if node is None:
+        return None
+    if name in node:
+        return node[name]
+    target = _target(node)
+    parameter = inspect.signature(target).parameters.get(name) if callable(target) else None
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default

@@ -1,0 +1,216 @@
+"""Training goes on when a few images cannot be read, and says which.
+
+An image that is missing or damaged is replaced by another one of the dataset. Which one depends on nothing but its
+place in the dataset: not on workers, on ranks, or on what was skipped before, so that a run can be repeated.
+"""
+
+import csv
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.utils import comm
+from torch.utils.data import Dataset
+
+from dinox.data.conversions import count_conversions_of
+from dinox.data.errors import DataError, UnreadableImage
+from dinox.data.images import CAUSES
+from dinox.data.left_out import LEFT_OUT
+from dinox.utils.whole_files import written_whole
+
+logger = logging.getLogger(__name__)
+
+REPORT_PERIOD = 20
+"""Batches from one report to the next: ranks tell each other what they skipped, and the list is written."""
+
+SKIPPED_FILE = "skipped.csv"
+_LISTED = 10
+
+
+class ReadableImages(Dataset):
+    """Mapped dataset dicts. In place of an image that cannot be read comes another one.
+
+    Args:
+        records: dataset dicts.
+        mapper: from a dict to a model's input. It raises UnreadableImage for images that may be replaced.
+        max_bad: the share of the images that may be bad, 0 to 1; rounded up to a number of images, of which one at
+            least has to be good.
+    """
+
+    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], *, max_bad: float) -> None:
+        if not 0 <= max_bad <= 1:
+            raise ValueError(f"max_bad: expected a share of the images from 0 to 1, got {max_bad!r}")
+        if len(records) == 0:
+            raise DataError("The training data is empty: expected at least one image.")
+        self.max_bad = max_bad
+        self.most_bad = min(math.ceil(max_bad * len(records)), len(records) - 1)
+        self.left_out = [(r["file_name"], r.get("image_id", ""), r[LEFT_OUT]) for r in records if LEFT_OUT in r]
+        self._records = DatasetFromList(list(records), copy=False)
+        self._mapper = mapper
+        # One byte per image, 0 or the number of the cause. Worker processes write into the memory of the main one.
+        self._causes = torch.zeros(len(records), dtype=torch.uint8).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        for candidate in _candidates(int(index), len(self)):
+            if self._causes[candidate]:
+                continue
+            try:
+                return self._mapper(self._records[candidate])
+            except UnreadableImage as error:
+                self._causes[candidate] = CAUSES.index(error.cause) + 1
+                if self.has_too_many():
+                    raise TooManyBadImages(f"{error} Too many images like it.") from error
+        raise TooManyBadImages("No image of the training data can be read.")
+
+    def bad_images(self) -> list[tuple[int, str]]:
+        """The place in the dataset and the cause of each, in the order of the dataset."""
+        causes = self._causes.numpy()
+        return [(int(index), CAUSES[causes[index] - 1]) for index in np.flatnonzero(causes)]
+
+    def add_bad_images(self, images: Iterable[tuple[int, str]]) -> None:
+        for index, cause in images:
+            self._causes[index] = CAUSES.index(cause) + 1
+
+    def num_bad(self) -> int:
+        return int(np.count_nonzero(self._causes.numpy()))
+
+    def has_too_many(self) -> bool:
+        return self.num_bad() > self.most_bad
+
+    def record(self, index: int) -> dict:
+        return self._records[index]
+
+
+class TooManyBadImages(DataError):
+    """More images than allowed cannot be read."""
+
+
+def _candidates(index: int, total: int) -> Iterator[int]:
+    """``index``, then all others in an order that is drawn from it."""
+    yield index
+    if total == 1:
+        return
+    generator = random.Random(index)
+    step = generator.randrange(1, total)
+    while math.gcd(step, total) != 1:  # only such steps come to all of them
+        step = generator.randrange(1, total)
+    for turn in range(1, total):
+        yield (index + turn * step) % total
+
+
+class SkippingLoader:
+    """The batches of a training loader, with an account of the images that were left out on the way.
+
+    Every ``REPORT_PERIOD`` batches all ranks agree on what they left out, so that all of them have to take batches
+    together, as in training.
+
+    Args:
+        loader: gives batches of ``dataset``, in this process or from workers.
+        output_dir: where ``skipped.csv`` lists the images that were left out (path, image id, cause), and those that
+            lost boxes when they were loaded. The first rank writes it while the folder exists. A rank that has to end
+            training writes its own, ``skipped.csv.rank1`` and so on. None: no list.
+    """
+
+    def __init__(
+        self, loader: Iterable[list[dict]], dataset: ReadableImages, *, output_dir: str | PathLike | None = None
+    ) -> None:
+        self.dataset = dataset
+        self._loader = loader
+        rank = "" if comm.is_main_process() else f".rank{comm.get_rank()}"  # as in the names of log files
+        self._csv = None if output_dir is None else Path(output_dir) / f"{SKIPPED_FILE}{rank}"
+        self._told = self._listed = 0  # of the bad images, how many were in the log and on the list
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        """Raises DataError when too many images cannot be read."""
+        batches = iter(self._loader)
+        for number in count():
+            try:
+                batch = next(batches, None)
+            except TooManyBadImages as error:
+                raise self._too_many() from error
+            if number % REPORT_PERIOD == 0 or self._is_news():
+                self.report()
+            self._update_list()
+            if self.dataset.has_too_many():
+                raise self._too_many()
+            if batch is None:
+                return
+            count_conversions_of(batch)
+            yield batch
+
+    def _is_news(self) -> bool:
+        """Is the first image left out, and is there no other rank to talk to? That need not wait."""
+        return self._told == 0 and comm.get_world_size() == 1 and self.dataset.num_bad() > 0
+
+    def report(self) -> None:
+        """Bring log and list up to date. All ranks have to call it."""
+        if comm.get_world_size() > 1:
+            for images in comm.all_gather(self.dataset.bad_images()):
+                self.dataset.add_bad_images(images)
+        bad = self.dataset.num_bad()
+        if bad > self._told and comm.is_main_process():
+            self._told = bad
+            logger.warning("%s; others take their place. %s", self._summary(), self._where())
+        self._update_list()
+
+    def _update_list(self) -> None:
+        """Write what was told, as soon as there is a folder: the first batch is read before that is made."""
+        is_listed = self._listed >= self._told + len(self.dataset.left_out)
+        if not is_listed and comm.is_main_process() and self._csv is not None and self._csv.parent.is_dir():
+            self._write_list()
+
+    def summarise(self) -> None:
+        """Log once more, at the end, how many images were left out. All ranks have to call it."""
+        self._told = 0
+        self.report()
+
+    def _summary(self) -> str:
+        bad = self.dataset.bad_images()
+        causes = ", ".join(f"{number} {cause}" for cause, number in Counter(cause for _, cause in bad).items())
+        return (
+            f"{len(bad)} of {len(self.dataset)} training images cannot be read ({causes}; "
+            f"max_bad={self.dataset.max_bad:g} allows {self.dataset.most_bad})"
+        )
+
+    def _where(self) -> str:
+        if self._csv is not None:
+            return f"They are listed in {self._csv}."
+        bad = self.dataset.bad_images()
+        names = ", ".join(str(self.dataset.record(index)["file_name"]) for index, _ in bad[:_LISTED])
+        return f"They are {names}{', ...' if len(bad) > _LISTED else '.'}"
+
+    def _too_many(self) -> DataError:
+        self._write_list()
+        return DataError(
+            f"{self._summary()}. {self._where()} Repair them or remove them from the dataset (dinox check-data finds "
+            f"all of them), or allow more of them to be left out: dataloader.train.max_bad, a share from 0 to 1."
+        )
+
+    def _write_list(self) -> None:
+        if self._csv is None:
+            return
+        bad = self.dataset.bad_images()
+        try:
+            self._csv.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(self._csv) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["path", "image id", "cause"])
+                for index, cause in bad:
+                    record = self.dataset.record(index)
+                    writer.writerow([record["file_name"], record.get("image_id", ""), cause])
+                writer.writerows(self.dataset.left_out)
+        except OSError as error:
+            logger.warning("The list of skipped images %s cannot be written: %s", self._csv, error.strerror)
+            self._csv = None
+        self._listed = len(bad) + len(self.dataset.left_out)

@@ -1,0 +1,231 @@
+"""The one place that branches on the versions of torch and detectron2."""
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+_TORCH = tuple(int(part) for part in torch.__version__.partition("+")[0].split(".")[:2])
+
+
+def weights_only_is_safe() -> bool:
+    """Whether ``torch.load(weights_only=True)`` keeps its promise; before 2.6 files could break it (CVE-2025-32434)."""
+    return _TORCH >= (2, 6)
+
+
+@contextmanager
+def allowed_globals(types: Sequence[type]) -> Iterator[None]:
+    """Inside the block ``torch.load(weights_only=True)`` takes these types too."""
+    if _TORCH >= (2, 5):
+        with torch.serialization.safe_globals(list(types)):
+            yield
+    else:  # 2.4 can add them only for good
+        torch.serialization.add_safe_globals(list(types))
+        yield
+
+
+# ---------------------------------------------------------------------------------- detectron2: can it be used at all?
+
+_NEEDED = ("checkpoint", "config", "data", "engine", "evaluation", "layers", "modeling", "solver", "structures")
+"""What dinox imports of detectron2."""
+
+_REPAIRED = (
+    "`python tools/detectron2_v06.py`, in a checkout of dinox, installs v0.6 with fixes (uninstall the present one "
+    "first); detectron2's main branch has them too"
+)
+
+_IMPORT_FAULTS = (
+    (
+        r"PIL\.Image' has no attribute '(LINEAR|ANTIALIAS)'",
+        "detectron2 v0.6 uses names that Pillow 10 removed",
+        f"{_REPAIRED}; or pip install 'pillow<10'",
+    ),
+    (
+        r"module 'numpy' has no attribute '(int|float|bool|object|str)'",
+        "detectron2 v0.6 uses names that numpy 1.24 removed",
+        f"{_REPAIRED}; or pip install 'numpy<1.24'",
+    ),
+    (
+        r"cannot import name '_C' from 'detectron2'|No module named 'detectron2\._C'",
+        "this detectron2 was installed without its compiled extension, which v0.6 insists on",
+        _REPAIRED,
+    ),
+    (
+        r"_C\S*: undefined symbol|undefined symbol.*_C",
+        "detectron2's compiled extension was built for another torch",
+        "build detectron2 again with this torch",
+    ),
+    (
+        r"operator torchvision::\w+ does not exist|Couldn't load custom C\+\+ ops",
+        "torch and torchvision are not a pair",
+        "install the torchvision that was released with this torch",
+    ),
+    (
+        r"No module named 'pkg_resources'",
+        "detectron2 v0.6 needs pkg_resources, which setuptools 82 removed",
+        "pip install 'setuptools<82'",
+    ),
+)
+"""(what the error says, cause, cure)."""
+
+_REMOVED_NUMPY_NAMES = re.compile(r"\bnp\.(int|float|object)\b")
+
+
+def require_detectron2() -> None:
+    """Import all that dinox needs of detectron2. Raises ImportError naming what is wrong with it, and the cure."""
+    try:
+        detectron2 = importlib.import_module("detectron2")
+        for name in _NEEDED:
+            importlib.import_module(f"detectron2.{name}")
+    except Exception as error:  # what an old detectron2 raises on a new numpy is an AttributeError
+        folder = _detectron2_folder()
+        if folder is not None:
+            raise ImportError(explain_import_error(error, folder)) from error
+        raise ImportError(
+            f"dinox extends detectron2, which cannot be imported here ({error}). Cure: in a checkout of dinox, `make "
+            "setup` makes an environment with everything, and `python tools/detectron2_v06.py` installs detectron2 "
+            "v0.6 into the active one. Other ways: "
+            "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+        ) from None
+    fault = late_fault(Path(detectron2.__file__).parent)
+    if fault:
+        raise ImportError(fault)
+
+
+def _detectron2_folder() -> Path | None:
+    """Where detectron2 is; None if nowhere. A folder of this name without code, such as a clone's, is nothing."""
+    try:
+        spec = importlib.util.find_spec("detectron2")
+    except (ImportError, ValueError):  # ValueError: the name is taken by something that was not imported
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def explain_import_error(error: Exception, folder: Path) -> str:
+    """Why the detectron2 in ``folder`` does not import, in one line with the cure."""
+    reason = f"{type(error).__name__}: {error}"
+    for pattern, cause, cure in _IMPORT_FAULTS:
+        if re.search(pattern, str(error)):
+            return f"the detectron2 in {folder} cannot be imported: {cause} ({reason}). Cure: {cure}."
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("detectron2"):
+        cure = f"pip install {str(error.name).partition('.')[0]}"
+        return f"the detectron2 in {folder} needs a package that is not installed ({reason}). Cure: {cure}."
+    return (
+        f"the detectron2 in {folder} cannot be imported ({reason}). Cure: find out with `python -c 'import "
+        f"detectron2.engine, detectron2.modeling'`, or install it anew; {_REPAIRED}."
+    )
+
+
+def late_fault(folder: Path) -> str | None:
+    """What would fail only when training begins: v0.6 with Pillow 9 and a new numpy imports without complaint."""
+    if hasattr(numpy, "int"):
+        return None
+    source = folder / "data" / "build.py"
+    found = _REMOVED_NUMPY_NAMES.search(source.read_text(encoding="utf-8")) if source.is_file() else None
+    if found is None:
+        return None
+    return (
+        f"the detectron2 in {folder} imports, but would fail when data is loaded: it uses {found[0]}, which numpy "
+        f"{numpy.__version__} no longer has. Cure: {_REPAIRED}; or pip install 'numpy<1.24'."
+    )
+
+
+# --------------------------------------------------------------------------------- detectron2: what differs, and where
+
+
+@dataclass(frozen=True)
+class ApiDifference:
+    """One thing that detectron2's versions do differently. present: the newer way; bridge: what dinox does without."""
+
+    topic: str
+    present: bool
+    bridge: str
+
+
+def api_differences() -> list[ApiDifference]:
+    """What the installed detectron2 has of that in which v0.6 and main differ. Found by looking, not by its version."""
+    from detectron2.data import MapDataset
+    from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, hooks
+    from detectron2.evaluation import COCOEvaluator
+    from detectron2.structures import ImageList
+
+    return [
+        ApiDifference(
+            "DefaultTrainer saves the optimizer", saves_optimizer(DefaultTrainer), "DinoxTrainer saves it itself"
+        ),
+        ApiDifference(
+            "hooks see the gradients (after_backward)",
+            hasattr(HookBase, "after_backward"),
+            "dinox's Trainer clips and checks gradients itself",
+        ),
+        ApiDifference(
+            "SimpleTrainer gathers metrics less often",
+            takes(SimpleTrainer.__init__, "gather_metric_period"),
+            "dinox's Trainer gathers them in one collective",
+        ),
+        ApiDifference(
+            "hooks.LRScheduler saves torch's schedulers",
+            saves_any_scheduler(hooks.LRScheduler),
+            "dinox's schedules are detectron2's LRMultiplier, which is saved",
+        ),
+        ApiDifference(
+            "MapDataset skips on Python 3.11",
+            skips_without_sets(MapDataset),
+            "dinox's training loader replaces unreadable images itself",
+        ),
+        ApiDifference(
+            "images padded to a backbone's constraints",
+            takes(ImageList.from_tensors, "padding_constraints"),
+            "dinox pads images itself",
+        ),
+        ApiDifference(
+            "launch() without GPUs",
+            mentions(sys.modules["detectron2.engine.launch"], "gloo"),
+            "one process on the CPU; several need GPUs",
+        ),
+        ApiDifference(
+            "COCOEvaluator caches its json", takes(COCOEvaluator.__init__, "allow_cached_coco"), "it is read each time"
+        ),
+        ApiDifference(
+            "the compiled extension detectron2._C",
+            importlib.util.find_spec("detectron2._C") is not None,
+            "COCO evaluation by pycocotools; dinox uses no other part of it",
+        ),
+    ]
+
+
+def takes(function: Callable, argument: str) -> bool:
+    """Whether a function has an argument of this name."""
+    return argument in inspect.signature(function).parameters
+
+
+def saves_optimizer(default_trainer: type) -> bool:
+    """v0.6's DefaultTrainer leaves ``state_dict`` to its base, which knows of no optimizer."""
+    return "state_dict" in vars(default_trainer)
+
+
+def saves_any_scheduler(hook: type) -> bool:
+    """v0.6 saves instances of ``_LRScheduler``, which torch's own no longer are."""
+    return not mentions(hook.state_dict, "_LRScheduler")
+
+
+def skips_without_sets(map_dataset: type) -> bool:
+    """v0.6 calls ``random.sample`` with a set, which Python 3.11 refuses; the fixes sort it first."""
+    return not mentions(map_dataset, "sample(self._fallback_candidates")
+
+
+def mentions(thing: Any, text: str) -> bool:
+    """Whether the source of a class, function or module has this text; no where the source is not there."""
+    try:
+        return text in inspect.getsource(thing)
+    except (OSError, TypeError):
+        return False

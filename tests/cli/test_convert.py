@@ -1,0 +1,243 @@
+"""dinox convert, on small models whose files are in the formats of others."""
+
+import json
+
+import pytest
+import torch
+import torchvision
+from detectron2.config import instantiate
+
+from dinox.checkpoint import convert, load_weights, read_description
+from dinox.checkpoint.certificate import compute_dump, make_images, write_dump
+from dinox.checkpoint.reading import read_checkpoint
+from dinox.config import load_config
+
+from ..parity.official_dino import is_duplicate, official_name, with_duplicates
+from ..small_models import DINO, SMALL, randomise_heads
+
+CONFIG = ["--config-file", DINO, *SMALL]
+DETREX = [
+    "model.heads.shared=False",
+    "model.memory_builder.position_embedding.temperature=10000",
+    "model.memory_builder.position_embedding.offset=-0.5",
+]
+
+
+def build(*overrides, seed=0):
+    torch.manual_seed(seed)
+    return randomise_heads(instantiate(load_config(DINO, [*SMALL, *overrides]).model)).eval()
+
+
+@pytest.fixture
+def detrex(tmp_path):
+    """A file of detrex, and our model with the same weights."""
+    model, path = build(*DETREX), tmp_path / "detrex.pth"
+    torch.save({"model": convert(model.state_dict(), "dinox", "detrex"), "iteration": 89999}, path)
+    return path, model
+
+
+def official(num_rows=91, **extra):
+    """A file's content in the format of DINO's authors, with heads that layers share; class row r holds r."""
+    weights = {}
+    for name, tensor in convert(build().state_dict(), "dinox", "detrex").items():
+        if is_duplicate(name):
+            continue
+        if "class_embed" in name or name == "label_enc.weight":
+            rows = torch.arange(float(num_rows + (name == "label_enc.weight")))
+            tensor = rows.view(-1, *[1] * (tensor.dim() - 1)).expand(-1, *tensor.shape[1:])
+        weights[official_name(name)] = tensor
+    return {"model": with_duplicates(weights), **extra}
+
+
+def outputs(model):
+    with torch.no_grad():
+        return model.raw_predictions([{"image": make_images(1, (96, 128))[0]}]).logits
+
+
+@pytest.mark.parametrize("name", ["dinox.pth", "dinox.safetensors"])
+def test_a_detrex_file_becomes_one_that_knows_its_model(dinox, detrex, tmp_path, name):
+    path, model = detrex
+    code, out, err = dinox("convert", path, tmp_path / name, *CONFIG)
+    assert (code, err) == (0, "")
+    assert "detrex's DINO, told by the names of its tensors" in out
+    assert all(f"set, as there: {setting}" in out for setting in DETREX)
+    assert f"dinox predict IMAGES --weights {tmp_path / name}" in out
+    description = read_description(str(tmp_path / name))
+    assert description.class_names[0] == "person" and len(description.class_names) == 80
+    again = instantiate(description.config.model).eval()
+    load_weights(again, str(tmp_path / name), purpose="evaluate")
+    assert torch.equal(outputs(again), outputs(model))
+
+
+def test_what_the_user_sets_stays(dinox, detrex, tmp_path):
+    setting = "model.memory_builder.position_embedding.temperature=20"
+    code, out, _ = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, setting)
+    assert code == 0 and "temperature=10000" not in out
+    config = read_description(str(tmp_path / "dinox.pth")).config
+    assert config.model.memory_builder.position_embedding.temperature == 20
+
+
+def test_the_table_counts_the_tensors_of_every_part(dinox, detrex, tmp_path):
+    code, out, _ = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "--json", tmp_path / "report.json")
+    assert code == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    total = len(detrex[1].state_dict())
+    assert len(report["used"]) == total and report["missing"] == report["unused"] == []
+    assert report["source"] == "detrex" and report["source_guessed"] and report["entry"] == "model"
+    lines = [line.split() for line in out.splitlines()]
+    assert ["heads", "24", "24", "0", "0", "0"] in lines
+    assert ["total", str(total), str(total), "0", "0", "0"] in lines
+
+
+def test_there_and_back_again(dinox, detrex, tmp_path):
+    assert dinox("convert", detrex[0], tmp_path / "dinox.safetensors", *CONFIG)[0] == 0
+    code, _, _ = dinox("convert", tmp_path / "dinox.safetensors", tmp_path / "back.pth", "--to", "detrex")
+    assert code == 0
+    theirs, back = (torch.load(path)["model"] for path in (detrex[0], tmp_path / "back.pth"))
+    assert back.keys() == theirs.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.items())
+
+
+def test_to_detrex_says_which_settings_differ_there(dinox, tmp_path):
+    torch.save(build().state_dict(), tmp_path / "dinox.pth")
+    code, out, _ = dinox("convert", tmp_path / "dinox.pth", tmp_path / "detrex.pth", "--to", "detrex", *CONFIG)
+    assert code == 0
+    assert "note: detrex computes with temperature=10000, this model with 20: set it there" in out
+
+
+def test_official_files_lose_the_rows_of_no_class(dinox, tmp_path):
+    torch.save(official(), tmp_path / "official.pth")
+    code, out, err = dinox("convert", tmp_path / "official.pth", tmp_path / "dinox.pth", *CONFIG)
+    assert (code, err) == (0, "")
+    assert "IDEA-Research's DINO, told by the names" in out
+    assert "class rows: heads.class_heads.0.bias: 91 -> 80" in out
+    assert "class rows: query_groups.denoising.label_embedding.table.weight: 92 -> 80" in out
+    bias = read_checkpoint(str(tmp_path / "dinox.pth"))["model"]["heads.class_heads.0.bias"]
+    assert bias[[0, 11, 79]].tolist() == [1, 13, 90]
+    assert read_description(str(tmp_path / "dinox.pth")).class_names[-1] == "toothbrush"
+
+
+def test_official_files_of_own_data_need_their_ids(dinox, tmp_path):
+    torch.save(official(num_rows=12), tmp_path / "official.pth")
+    arguments = ["convert", tmp_path / "official.pth", tmp_path / "dinox.pth", *CONFIG, "model.num_classes=4"]
+    code, _, err = dinox(*arguments)
+    assert code == 2 and "The file is for 12 classes: convert it with model.num_classes=12" in err
+    assert dinox(*arguments, "--category-ids", "2-4,10")[0] == 0
+    bias = read_checkpoint(str(tmp_path / "dinox.pth"))["model"]["heads.class_heads.0.bias"]
+    assert bias.tolist() == [2, 3, 4, 10]
+
+
+def test_averaged_weights(dinox, tmp_path):
+    ema = {f"module.{name}": 2 * tensor for name, tensor in official()["model"].items()}
+    torch.save(official(ema_model=ema), tmp_path / "official.pth")
+    code, out, _ = dinox("convert", tmp_path / "official.pth", tmp_path / "dinox.pth", *CONFIG, "--ema")
+    assert code == 0 and "its entry 'ema_model'" in out
+    assert read_checkpoint(str(tmp_path / "dinox.pth"))["model"]["heads.class_heads.0.bias"][0] == 2
+
+
+# ------------------------------------------------------------------------------------------------------- certificates
+
+
+def test_a_dump_of_the_original_certifies_the_converted(dinox, detrex, tmp_path):
+    path, model = detrex
+    write_dump(tmp_path / "dump.npz", compute_dump(model, make_images(2, (96, 128))))
+    code, out, _ = dinox("convert", path, tmp_path / "dinox.pth", *CONFIG, "--certificate", tmp_path / "dump.npz")
+    assert code == 0
+    assert "certificate: over 2 images and 3 layers logits differ by at most 0 and boxes by 0, tolerance 0.001" in out
+
+
+def test_other_outputs_are_an_error_and_nothing_is_written(dinox, detrex, tmp_path):
+    write_dump(tmp_path / "dump.npz", compute_dump(build(*DETREX, seed=1), make_images(1, (96, 128))))
+    arguments = ["convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "--certificate", tmp_path / "dump.npz"]
+    code, _, err = dinox(*arguments)
+    assert code == 2 and "dump.npz: the outputs differ by up to" in err
+    assert not (tmp_path / "dinox.pth").exists()
+    assert dinox(*arguments, "--tolerance", "1000")[0] == 0
+
+
+def test_a_dump_is_written_and_certifies(dinox, detrex, tmp_path):
+    code, out, _ = dinox("convert", detrex[0], tmp_path / "a.pth", *CONFIG, "--dump", tmp_path / "dump.npz")
+    assert code == 0 and f"wrote {tmp_path / 'dump.npz'}" in out
+    converted = ["convert", tmp_path / "a.pth", tmp_path / "b.safetensors", "--certificate", tmp_path / "dump.npz"]
+    assert dinox(*converted)[0] == 0
+
+
+# ------------------------------------------------------------------------------------------------- what does not fit
+
+
+def test_less_than_all_tensors_is_refused_unless_told(dinox, detrex, tmp_path):
+    data = torch.load(detrex[0])
+    data["model"] = {name: tensor for name, tensor in data["model"].items() if "enc_output" not in name}
+    torch.save(data, tmp_path / "less.pth")
+    code, _, err = dinox("convert", tmp_path / "less.pth", tmp_path / "dinox.pth", *CONFIG)
+    assert code == 2
+    assert "4 are missing" in err and "query_selection.projection.weight" in err and "--partial" in err
+    assert not (tmp_path / "dinox.pth").exists()
+    code, out, _ = dinox("convert", tmp_path / "less.pth", tmp_path / "dinox.pth", *CONFIG, "--partial")
+    assert code == 0 and "missing, as initialised when loaded: query_selection.projection.weight" in out
+    assert "query_selection.norm.bias" not in read_checkpoint(str(tmp_path / "dinox.pth"))["model"]
+
+
+def test_tensors_that_the_model_has_not_are_refused_as_well(dinox, detrex, tmp_path):
+    code, _, err = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "model.encoder.num_layers=1")
+    assert code == 2 and "16 of the file's are not in the model" in err and "encoder.layers.1." in err
+    assert not (tmp_path / "dinox.pth").exists()
+
+
+def test_another_width_is_an_error_with_both_shapes(dinox, detrex, tmp_path):
+    code, _, err = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "model.embed_dim=64")
+    assert code == 2 and "(32, 16, 1, 1)" not in err
+    assert " in the file, " in err and "give the config that fits the file" in err.lower()
+
+
+def test_a_wrong_source_is_an_error_with_the_nearest_name(dinox, detrex, tmp_path):
+    code, _, err = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "--from", "dino")
+    assert code == 2
+    assert "names are not those of IDEA-Research's DINO" in err
+    assert "Did you mean" in err and "Is the source right?" in err
+
+
+def test_the_weights_of_another_project_are_not_guessed_at(dinox, tmp_path):
+    torch.save({"model": torch.nn.Linear(2, 2).state_dict()}, tmp_path / "other.pth")
+    code, _, err = dinox("convert", tmp_path / "other.pth", tmp_path / "dinox.pth", *CONFIG)
+    assert code == 2 and "cannot tell whose weights these are" in err
+
+
+def test_what_is_there_is_replaced_only_when_told(dinox, detrex, tmp_path):
+    (tmp_path / "dinox.pth").write_text("precious")
+    code, _, err = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG)
+    assert code == 2 and "dinox.pth exists" in err
+    assert (tmp_path / "dinox.pth").read_text() == "precious"
+    assert dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "--overwrite")[0] == 0
+    code, _, err = dinox("convert", detrex[0], detrex[0], *CONFIG, "--overwrite")
+    assert code == 2 and "is the file to convert" in err
+
+
+def test_a_file_of_others_needs_a_config(dinox, detrex, tmp_path):
+    code, _, err = dinox("convert", detrex[0], tmp_path / "dinox.pth")
+    assert code == 2 and "--config-file is missing, and" in err
+
+
+# ---------------------------------------------------------------------------------------------------------- backbones
+
+
+def test_a_backbone_file_becomes_one_to_start_training_from(dinox, tmp_path):
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18()
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    arguments = ["--config-file", DINO, *(setting for setting in SMALL if "width" not in setting)]
+    code, out, err = dinox("convert", tmp_path / "resnet18.pth", tmp_path / "R-18.pth", *arguments)
+    assert (code, err) == (0, "")
+    assert "torchvision's ResNet" in out and "not needed: 2 tensors (the classifier)" in out
+    assert "note: the config's model.pixel_mean" in out and "dinox train --config-file" in out
+    model = instantiate(load_config(DINO, arguments[2:]).model)
+    report = load_weights(model, str(tmp_path / "R-18.pth"))
+    assert report.is_backbone and not report.unexpected
+    assert torch.equal(model.backbone.bottom_up.res3[0].shortcut.weight, network.layer2[0].downsample[0].weight)
+
+
+def test_a_deeper_network_is_not_taken_for_a_part(dinox, tmp_path):
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "resnet34.pth")
+    arguments = ["--config-file", DINO, *(setting for setting in SMALL if "width" not in setting)]
+    code, _, err = dinox("convert", tmp_path / "resnet34.pth", tmp_path / "R-18.pth", *arguments)
+    assert code == 2 and "of the file's are not in the model" in err

@@ -1,0 +1,124 @@
+"""The comparison finds what differs, and forgives nothing but the order of scores that are as good as equal."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dinox.export import ExportSettings, TensorDetector
+from dinox.export.exporting import describe
+from dinox.export.parity import TOLERANCE, Case, compare, default_cases, varied_images
+from dinox.export.wrapper import Rankings, count_moved, rank_by_rank
+
+from .tiny import CLASS_NAMES, RESIZE, build_tiny
+
+CASE = Case(2, 64, 96)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_tiny()
+
+
+class FakeFile:
+    """A runtime that computes as torch does, after ``change`` of the rankings and of the outputs."""
+
+    def __init__(self, model, *, place="outside", change_rankings=lambda r: r, change_outputs=lambda o: o):
+        self.detector = TensorDetector(model, postprocessing=place)
+        settings = ExportSettings(postprocessing=place)
+        self.description = describe(model, settings, class_names=CLASS_NAMES, resize=RESIZE)
+        self.change_rankings, self.change_outputs = change_rankings, change_outputs
+
+    def __call__(self, images):
+        model = self.detector.model
+        memory = self.detector.encode(images)
+        tokens = model.query_selection.token_scores(memory).topk(model.num_queries, dim=1).indices
+        rankings = self.change_rankings(Rankings(tokens))
+        pairs = None
+        if self.detector.postprocessing == "inside":
+            logits, _ = self.detector.predict(memory, rankings)
+            pairs = logits.sigmoid().flatten(1).topk(30, dim=1).indices
+        rankings = dataclasses.replace(rankings, pairs=pairs)
+        outputs = self.change_outputs(self.detector.detect(memory, images, rankings))
+        return (*outputs, *(ranking for ranking in (rankings.tokens, rankings.pairs) if ranking is not None))
+
+
+def compared(model, **changes):
+    file = FakeFile(model, **changes)
+    return compare(file.detector, file, CASE, varied_images(CASE, seed=0))
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_the_same_computation_has_no_difference(model, place):
+    assert compared(model, place=place).worst == 0
+
+
+@pytest.mark.parametrize("place, index", [("outside", 0), ("outside", 1), ("inside", 0), ("inside", 1)])
+def test_one_number_that_differs_is_found(model, place, index):
+    def change(outputs):
+        outputs[index].flatten()[7] += 0.01 if place == "outside" or index == 1 else 1.0  # pixels
+        return outputs
+
+    assert compared(model, place=place, change_outputs=change).worst > TOLERANCE
+
+
+def test_another_class_is_found(model):
+    result = compared(model, place="inside", change_outputs=lambda o: (o[0], o[1], (o[2] + 1) % 5))
+    assert result.worst == float("inf")
+
+
+def test_nan_is_found(model):
+    assert compared(model, change_outputs=lambda o: (o[0] * float("nan"), o[1])).worst == float("inf")
+
+
+def test_another_number_of_queries_is_found(model):
+    assert compared(model, change_outputs=lambda o: (o[0][:, :-1], o[1])).worst == float("inf")
+
+
+def test_a_proposal_of_another_score_at_a_rank_is_found(model):
+    """The best and the worst proposal change places; the outputs agree on that."""
+    result = compared(model, change_rankings=lambda r: Rankings(r.tokens.flip(1)))
+    assert result.logits == result.boxes == 0
+    assert result.ranking > TOLERANCE and result.worst == result.ranking
+
+
+def test_proposals_of_equal_scores_may_change_places(model):
+    """Rejected tokens share one score; images with few tokens select many of them."""
+    tied = build_tiny("model.num_queries=25")
+    for parameter in tied.query_selection.class_head.parameters():
+        parameter.data.zero_()  # every token has the same score
+    result = compared(tied, change_rankings=lambda r: Rankings(r.tokens.flip(1)))
+    assert result.moved > 0 and result.worst == 0
+
+
+def test_rank_by_rank():
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.5001, 0.0]])
+
+    def distance(*ranking):
+        return rank_by_rank(scores, torch.tensor([ranking]))
+
+    assert distance(1, 3, 2) == 0
+    assert distance(1, 2, 3) == pytest.approx(1e-4, rel=1e-2)
+    assert distance(1, 3, 0) == pytest.approx(0.4)
+    assert distance(3, 1, 2) == pytest.approx(0.3999)
+    assert distance(1, 3, 3) == float("inf")
+    assert count_moved(scores, torch.tensor([[1, 2, 3]])) == 2
+
+
+def test_images_to_compare_on_vary_and_come_again():
+    images = varied_images(Case(3, 40, 50), seed=1)
+    assert images.shape == (3, 3, 40, 50) and images.min() >= 0 and images.max() <= 255
+    assert images.std() > 40
+    assert not torch.equal(images[0], images[1])
+    assert torch.equal(images, varied_images(Case(3, 40, 50), seed=1))
+
+
+def test_sizes_to_compare_on_are_those_that_the_file_takes(model):
+    describe_with = lambda **settings: describe(  # noqa: E731
+        model, ExportSettings(**settings), class_names=CLASS_NAMES, resize=RESIZE
+    )
+    cases = default_cases(describe_with())
+    assert {case.batch for case in cases} == {1, 4} and len({(case.height, case.width) for case in cases}) == 3
+    for case in cases:
+        describe_with().check_size(case.height, case.width, path="")
+    assert default_cases(describe_with(size=(64, 96), batch=3)) == [Case(3, 64, 96)]

@@ -1,0 +1,247 @@
+"""Rows 29 to 31 of the fault catalogue: checkpoints that are dangerous, broken, not of this model, or not to be had."""
+
+import os
+import pickle
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from dinox.checkpoint.writing import write_checkpoint
+from tests.cli.conftest import TINY_CONFIG
+from tests.engine.tiny import TinyDetector
+from tests.small_models import DINO, SMALL
+from tests.utils.http_server import SHA256, http_server
+
+USER_ERROR = 2
+
+
+class Canary:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def assert_one_line(err, *parts):
+    """The bars of datasets that are written on first use may come before it."""
+    line = err.rstrip("\n").rpartition("\n")[2]
+    assert line.startswith("dinox: error: ") and err.count("dinox: error: ") == 1, err
+    for part in map(str, parts):
+        assert part in line, (part, err)
+
+
+def evaluate(dinox, weights, *overrides):
+    return dinox("eval", "--config-file", TINY_CONFIG, f"train.init_checkpoint={weights}", *overrides)
+
+
+def train(dinox, weights, output_dir, *overrides):
+    settings = [f"train.init_checkpoint={weights}", f"train.output_dir={output_dir}", "train.max_iter=1", *overrides]
+    return dinox("train", "--config-file", TINY_CONFIG, *settings)
+
+
+def save(path, **changes):
+    """A checkpoint of the tiny detector; ``changes``: names with _ for . -> other tensors, None: left out."""
+    state = TinyDetector(num_classes=6).state_dict()
+    for name, tensor in changes.items():
+        name = next(known for known in state if known.replace(".", "_") == name)
+        if tensor is None:
+            del state[name]
+        else:
+            state[name] = tensor
+    torch.save({"model": state}, path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- row 29
+
+
+@pytest.mark.parametrize("command", ["eval", "train", "predict", "convert"])
+@pytest.mark.parametrize("name", ["evil.pth", "evil.pkl"])
+def test_row_29_a_pickle_that_would_run_code_is_refused_by_every_command(dinox, tmp_path, command, name):
+    path, canary = tmp_path / name, tmp_path / "canary"
+    weight, note = torch.zeros(1), Canary(canary)
+    if name.endswith(".pth"):
+        torch.save({"model": OrderedDict(weight=weight), "note": note}, path)
+    else:
+        path.write_bytes(pickle.dumps({"model": OrderedDict(weight=weight.numpy()), "note": note}))
+    (tmp_path / "photo.png").write_bytes(b"")
+    code, _, err = {
+        "eval": lambda: evaluate(dinox, path),
+        "train": lambda: train(dinox, path, tmp_path / "run"),
+        "predict": lambda: dinox("predict", tmp_path / "photo.png", "--weights", path, "--config-file", DINO),
+        "convert": lambda: dinox("convert", path, tmp_path / "out.pth", "--config-file", DINO, *SMALL),
+    }[command]()
+    assert code == USER_ERROR
+    assert_one_line(err, path, "refused, for it holds", "io.open", "could run code")
+    assert not canary.exists()
+    assert not (tmp_path / "run").exists() and not (tmp_path / "out.pth").exists()
+
+
+def test_row_29_an_environment_that_switches_the_guard_off_does_not(dinox, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"model": {}, "note": Canary(tmp_path / "canary")}, tmp_path / "evil.pth")
+    code, _, err = evaluate(dinox, tmp_path / "evil.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, "evil.pth", "refused")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_row_29_safetensors_hold_nothing_to_run(dinox, tmp_path):
+    """A pickle under that name is not unpickled."""
+    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps({"model": {}, "note": Canary(tmp_path / "canary")}))
+    code, _, err = evaluate(dinox, tmp_path / "evil.safetensors")
+    assert code == USER_ERROR
+    assert_one_line(err, "evil.safetensors: not a readable checkpoint")
+    assert not (tmp_path / "canary").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- row 30
+
+
+def test_row_30_a_missing_checkpoint(dinox, tmp_path):
+    save(tmp_path / "model_final.pth")
+    code, _, err = evaluate(dinox, tmp_path / "model_fnal.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, "model_fnal.pth: no such file", "Did you mean", "model_final.pth")
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.pkl", "cut.safetensors"])
+def test_row_30_a_truncated_checkpoint(dinox, tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".pkl"):
+        path.write_bytes(pickle.dumps({"model": {"weight": torch.zeros(999).numpy()}}))
+    else:
+        write_checkpoint(path.with_name("whole" + path.suffix), TinyDetector(num_classes=6).state_dict())
+        path.write_bytes(path.with_name("whole" + path.suffix).read_bytes())
+    os.truncate(path, path.stat().st_size // 2)
+    code, _, err = evaluate(dinox, path)
+    assert code == USER_ERROR
+    assert_one_line(err, f"{name}: not a readable checkpoint", "truncated")
+
+
+@pytest.mark.parametrize("name", ["page.pth", "page.pkl", "page.safetensors"])
+def test_row_30_a_web_page_instead_of_a_checkpoint(dinox, tmp_path, name):
+    (tmp_path / name).write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+    code, _, err = evaluate(dinox, tmp_path / name)
+    assert code == USER_ERROR
+    assert_one_line(err, f"{name}: not a readable checkpoint")
+
+
+@pytest.mark.parametrize("command", [evaluate, train])
+def test_row_30_another_architecture(dinox, tmp_path, command):
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "other.pth")
+    code, _, err = command(dinox, tmp_path / "other.pth", *([tmp_path / "run"] if command is train else []))
+    assert code == USER_ERROR
+    assert_one_line(err, "other.pth is not of this model", "0 of the model's 8 tensors loaded", "dinox convert")
+    assert not (tmp_path / "run").exists()
+
+
+def test_row_30_one_shape_that_differs(dinox, tmp_path):
+    save(tmp_path / "a.pth", box_head_weight=torch.zeros(4, 9))
+    code, _, err = evaluate(dinox, tmp_path / "a.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, "a.pth is not of this model", "box_head.weight: (4, 9) in the file, (4, 8) in the model")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_row_30_weights_that_are_not_numbers(dinox, tmp_path, value):
+    save(tmp_path / "a.pth", box_head_bias=torch.tensor([0, value, 0, 0]))
+    code, _, err = evaluate(dinox, tmp_path / "a.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, "a.pth", "'box_head.bias' holds NaN or infinity")
+
+
+def test_row_30_less_than_90_percent_is_an_error_unless_allowed(dinox, tmp_path):
+    save(tmp_path / "a.pth", box_head_bias=None, backbone_0_bias=None)
+    code, _, err = train(dinox, tmp_path / "a.pth", tmp_path / "run")
+    assert code == USER_ERROR
+    assert_one_line(err, "6 of the model's 8 tensors loaded, 2 missing", "90%", "train.allow_partial=True")
+    assert not (tmp_path / "run").exists()
+    code, _, _ = train(dinox, tmp_path / "a.pth", tmp_path / "run", "train.allow_partial=True")
+    assert code == 0 and (tmp_path / "run" / "model_final.pth").is_file()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "initialised anew: backbone.0.bias, box_head.bias" in log
+
+
+def test_row_30_nothing_at_all_is_not_allowed_either(dinox, tmp_path):
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "other.pth")
+    code, _, err = train(dinox, tmp_path / "other.pth", tmp_path / "run", "train.allow_partial=True")
+    assert code == USER_ERROR
+    assert_one_line(err, "other.pth is not of this model")
+
+
+def test_row_30_class_heads_of_other_classes_are_a_table_in_the_log(dinox, tmp_path):
+    save(tmp_path / "coco.pth", class_head_weight=torch.zeros(80, 8), class_head_bias=torch.zeros(80))
+    code, _, _ = train(dinox, tmp_path / "coco.pth", tmp_path / "run")
+    assert code == 0
+    lines = [line.split() for line in (tmp_path / "run" / "log.txt").read_text().splitlines()]
+    assert ["class_head.weight", "80", "6"] in lines and ["class_head.bias", "80", "6"] in lines
+
+
+# ------------------------------------------------------------------------------------------------------------- row 31
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def downloaded(cache):
+    return [path.name for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_row_31_a_checkpoint_of_another_digest(dinox, cache):
+    with http_server() as (url, _):
+        code, _, err = evaluate(dinox, f"{url}/model.pth#sha256={'0' * 64}")
+    assert code == USER_ERROR
+    assert_one_line(err, f"{url}/model.pth: expected the sha256 000", f"got {SHA256}", cache, "model.pth")
+    assert downloaded(cache) == []
+
+
+def test_row_31_a_download_that_breaks_off(dinox, cache):
+    with http_server() as (url, _):
+        code, _, err = evaluate(dinox, f"{url}/cut.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, f"{url}/cut.pth: the download broke off after", cache, "Try again")
+    assert downloaded(cache) == []
+
+
+@pytest.mark.parametrize("scheme", ["https://dl.fbaipublicfiles.com/detectron2/", "detectron2://"])
+def test_row_31_without_a_network(dinox, cache, monkeypatch, scheme):
+    def no_network(*args, **kwargs):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("socket.create_connection", no_network)
+    code, _, err = evaluate(dinox, f"{scheme}model.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, "https://dl.fbaipublicfiles.com/detectron2/model.pth: cannot be fetched", "online", cache)
+    assert downloaded(cache) == []
+
+
+def test_row_31_addresses_without_encryption(dinox, cache):
+    code, _, err = evaluate(dinox, "http://example.com/model.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, "http://example.com/model.pth: refused, for only https://")
+
+
+def test_row_31_what_is_whole_and_right_is_loaded(dinox, cache, tmp_path):
+    content = save(tmp_path / "model.pth").read_bytes()
+    with http_server(content) as (url, requests):
+        code, _, _ = evaluate(dinox, f"{url}/model.pth")
+        assert code == 0
+        code, _, _ = evaluate(dinox, f"{url}/model.pth")
+    assert code == 0 and requests == ["/model.pth"]
+    assert downloaded(cache) == ["model.pth"]
+
+
+def test_row_31_a_cached_file_that_is_broken_is_named(dinox, cache):
+    with http_server(b"no checkpoint") as (url, _):
+        code, _, err = evaluate(dinox, f"{url}/model.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, cache, "not a readable checkpoint", f"the cached copy of {url}/model.pth: remove it")

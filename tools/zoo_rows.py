@@ -1,0 +1,211 @@
+"""One row per config for the tables of all configs: what it is made of, how large it is, which AP is known."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dinox import model_zoo
+from dinox.analysis import DETECTION_SIZE, count_parameters, measure_complexity
+from dinox.utils.json_files import write_json
+
+# Slots of the model that the table has columns for, in the order of the data's way through them.
+SLOTS = {
+    "backbone": "backbone",
+    "encoder": "encoder",
+    "query_selection": "query selection",
+    "query_groups": "query groups",
+    "decoder": "decoder",
+    "criterion": "losses",
+}
+# Slots that are not worth a word while this is in them.
+USUAL = {"memory_builder": "MemoryBuilder", "heads": "PredictionHeads", "postprocess": "TopKDetections"}
+# Slots that GFLOPs do not depend on.
+WITHOUT_GFLOPS = ("criterion", "postprocess")
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config. parts: column -> text. model: see ``hash_model``. gflops: None where not counted yet."""
+
+    project: str
+    config: str
+    parts: dict[str, str]
+    data: str
+    epochs: float | None
+    parameters: int
+    model: str
+    gflops: float | None
+    published: Mapping[str, Any]
+    measured: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.project}/{self.config}"
+
+
+# -------------------------------------------------------------------------------------------- what a config is made of
+
+
+def describe_parts(model: DictConfig) -> dict[str, str]:
+    """Column -> the parts of a model in a few words: names of classes, with the numbers that tell configs apart."""
+    parts = {column: _describe(slot, model.get(slot)) for slot, column in SLOTS.items()}
+    others = [
+        _name(node)
+        for slot, node in model.items()
+        if slot not in SLOTS and _is_part(node) and _name(node) != USUAL.get(slot)
+    ]
+    return parts | {"other parts": ", ".join(others)}
+
+
+def _describe(slot: str, node: Any) -> str:
+    if not _is_part(node):
+        return NONE
+    if slot == "backbone":
+        return _describe_backbone(node)
+    if slot == "query_groups":
+        return "; ".join(f"{name}: {_inner(group)}" for name, group in node.items() if _is_part(group))
+    if slot == "criterion":
+        return ", ".join(_name(part) for key, part in node.items() if key.endswith("_loss") and _is_part(part))
+    layers = f"{node.num_layers} x " if "num_layers" in node else ""
+    variant = f", look forward {node.look_forward}" if "look_forward" in node else ""
+    wrapped = f"({_describe(slot, node[slot])})" if _is_part(node.get(slot)) else ""  # a part around another one
+    return f"{layers}{_name(node)}{variant}{wrapped}"
+
+
+def _describe_backbone(node: DictConfig) -> str:
+    body = node.get("bottom_up", node)
+    name = f"ResNet-{body.depth}" if _name(body) == "build_resnet" else _name(body).removeprefix("build_")
+    return f"{name}, {node.num_levels} levels" if "num_levels" in node else name
+
+
+def _inner(group: DictConfig) -> str:
+    """The parts of a query group; the group's own class where it has none."""
+    return ", ".join(_name(part) for part in group.values() if _is_part(part)) or _name(group)
+
+
+def _is_part(node: Any) -> bool:
+    return isinstance(node, DictConfig) and "_target_" in node
+
+
+def _name(node: DictConfig) -> str:
+    return _dotted(node._target_).rpartition(".")[2]
+
+
+def _dotted(target: Any) -> str:
+    return target if isinstance(target, str) else f"{target.__module__}.{target.__qualname__}"
+
+
+def hash_model(cfg: DictConfig) -> str:
+    """The same for models that detect alike: whose configs say the same, with all references followed."""
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    detecting = {slot: node for slot, node in model.items() if slot not in WITHOUT_GFLOPS}
+    text = json.dumps(detecting, sort_keys=True, default=_dotted)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def count_on_meta(cfg: DictConfig) -> int:
+    """Parameters, without memory for them."""
+    with torch.device("meta"):
+        return count_parameters(instantiate(cfg.model))
+
+
+# ----------------------------------------------------------------------------------------------------------- the rows
+
+
+def collect(root: Path) -> list[Row]:
+    """All configs of the zoo. Raises ValueError for results that name no config or lack a field."""
+    names = model_zoo.list_configs()
+    counted = {entry["model"]: entry["gflops"] for entry in read_complexity(root).values()}
+    results = {
+        project: read_results(root / "projects" / project / "results.yaml", configs=set(own))
+        for project, own in _by_project(names).items()
+    }
+    rows = []
+    for name in names:
+        cfg = model_zoo.get_config(name)
+        project, _, config = name.partition("/")
+        model = hash_model(cfg)
+        rows.append(
+            Row(
+                project=project,
+                config=config,
+                parts=describe_parts(cfg.model),
+                data=_datasets(cfg),
+                epochs=OmegaConf.select(cfg, "schedule.epochs"),
+                parameters=count_on_meta(cfg),
+                model=model,
+                gflops=counted.get(model),
+                published=results[project]["published"].get(config, {}),
+                measured=results[project]["measured"].get(config, {}),
+            )
+        )
+    return rows
+
+
+def read_results(file: Path, *, configs: set[str]) -> dict[str, dict[str, dict]]:
+    """published and measured, by config. ``configs``: the project's. Raises ValueError naming file and entry."""
+    content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = {}
+    for kind, fields in (("published", {"ap", "source"}), ("measured", {"ap", "command", "machine", "date"})):
+        found[kind] = content.get(kind) or {}
+        for config, entry in found[kind].items():
+            if config not in configs:
+                raise ValueError(f"{file}: {kind}: no config {config!r}; expected one of {', '.join(sorted(configs))}")
+            missing = sorted(fields - entry.keys())
+            if missing:
+                raise ValueError(f"{file}: {kind}: {config}: {', '.join(missing)} missing; a figure without is none")
+    return found
+
+
+def _by_project(names: Iterable[str]) -> dict[str, list[str]]:
+    projects: dict[str, list[str]] = {}
+    for name in names:
+        project, _, config = name.partition("/")
+        projects.setdefault(project, []).append(config)
+    return projects
+
+
+def _datasets(cfg: DictConfig) -> str:
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    return NONE if names is None else names if isinstance(names, str) else ", ".join(names)
+
+
+# ----------------------------------------------------------------------------------------------------------- GFLOPs
+
+
+def _complexity_file(root: Path) -> Path:
+    return root / "projects" / "complexity.json"
+
+
+def read_complexity(root: Path) -> dict[str, dict]:
+    file = _complexity_file(root)
+    return json.loads(file.read_text(encoding="utf-8"))["configs"] if file.is_file() else {}
+
+
+def count_gflops(rows: Iterable[Row], *, recount: bool) -> dict[str, float]:
+    """Hash of the model -> GFLOPs, each counted once; prints what it counts."""
+    counted: dict[str, float] = {}
+    for row in rows:
+        if row.model in counted:
+            continue
+        if row.gflops is None or recount:
+            print(f"counting {row.name}", flush=True)
+            model = instantiate(model_zoo.get_config(row.name).model).to("cpu")
+            counted[row.model] = round(measure_complexity(model).gflops[""], 2)
+        else:
+            counted[row.model] = row.gflops
+    return counted
+
+
+def write_complexity(rows: Iterable[Row], counted: Mapping[str, float], root: Path) -> None:
+    configs = {row.name: {"model": row.model, "gflops": counted[row.model]} for row in rows}
+    write_json(_complexity_file(root), {"size": list(DETECTION_SIZE), "configs": configs})
