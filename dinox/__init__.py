@@ -16,9 +16,9 @@ except ImportError as error:
     sys.exit(explain(error, sys.argv[1:]))  # the commands need more of dinox than there will be
 
 # isort: split
-from dinox import checkpoint, data, model_zoo, modeling  # noqa: E402
-from dinox.config import add_dinox_config  # noqa: E402
-from dinox.inference import Predictor  # noqa: E402
+from dinox import checkpoint, data, model_zoo, modeling
+from dinox.config import add_dinox_config
+from dinox.inference import Predictor
 
 __version__ = "0.1.0"
 

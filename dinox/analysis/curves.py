@@ -120,13 +120,16 @@ def _draw_panel(panel: Axes, runs: Sequence[Run], styles: Sequence[_Style], metr
     if is_evaluation(metric):
         for x, values, style in curves:
             panel.plot(x, values, color=style.colour, linestyle=style.line, marker=style.marker, markersize=5)
+        if all(np.min(values) >= 0 for _, values, _ in curves):
+            panel.set_ylim(bottom=0)
         return
     length = max(x[-1] for x, _, _ in curves)
     shown = []
     for x, values, style in curves:
         smooth = running_mean(x, values, width=_SMOOTHING * length)
         panel.plot(x, values, color=style.colour, linewidth=0.7, alpha=0.25, zorder=1)
-        panel.plot(x, smooth, color=style.colour, linestyle=style.line, linewidth=1.6, zorder=2)
+        marker = style.marker if len(x) == 1 else None  # one point has no line
+        panel.plot(x, smooth, color=style.colour, linestyle=style.line, linewidth=1.6, marker=marker, zorder=2)
         shown.append(smooth[x >= min(_SETTLED * length, x[-1])])
     # The first steps, or a single spike, would leave the rest of the curves flat on the ground.
     low = min(np.min(values) for values in shown)

@@ -100,6 +100,10 @@ def read_run(folder: str | os.PathLike, *, name: str | None = None) -> Run:
         if clock is not None:
             notes.append(f"hours are those of its training steps alone: no wall_time in its {METRICS_FILE}")
     metrics = {key: _series(by_done, key) for key in keys}
+    if not any(series is not None for series in metrics.values()):
+        raise ValueError(
+            f"{folder}: no metric in its {METRICS_FILE}: expected losses or evaluations, nothing to draw yet"
+        )
     return Run(
         name=folder.resolve().name if name is None else name,
         folder=folder,

@@ -139,9 +139,7 @@ def _read(filename: str, *, trusted: bool, mapped: bool) -> Any:
         )
     with allowed_globals(_INERT):
         # Files of torch before 1.6 are no zip files and cannot be mapped.
-        return torch.load(
-            filename, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(filename)
-        )
+        return torch.load(filename, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(filename))
 
 
 def pick_weights(checkpoint: Mapping[str, Any], *, path: str, ema: bool = False) -> tuple[str, dict[str, Tensor]]:

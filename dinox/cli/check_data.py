@@ -3,12 +3,15 @@
 import argparse
 from dataclasses import asdict
 
+from omegaconf import DictConfig, OmegaConf
+
 from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments
 from dinox.cli.running import check_json_target, guarded
 from dinox.config import load_config
 from dinox.data.image_paths import ALLOW_KEY
 from dinox.data.inspection import (
     DINO_R50_4SCALE,
+    DatasetReport,
     FileOptions,
     FixReport,
     ModelLimits,
@@ -74,6 +77,7 @@ def _check(args: argparse.Namespace) -> int:
         check_target(args.fix)
     # First, since a config may register the dataset.
     cfg = load_config(args.config_file or DEFAULT_CONFIG, allow_targets=args.allow_targets)
+    files = _file_options(args, cfg)
     report = inspect_dataset(
         args.dataset,
         image_root=args.images,
@@ -81,35 +85,39 @@ def _check(args: argparse.Namespace) -> int:
         limits=ModelLimits.of(cfg, name=args.config_file or DEFAULT_CONFIG),
         check_num_classes=args.config_file is not None,
         step_memory=DINO_R50_4SCALE if args.config_file is None else measure_step_memory(cfg),
-        files=_file_options(args),
+        files=files,
     )
     print(describe(report))
-    fixed = _fix(args) if args.fix else None
     if args.csv:
         write_csv(args.csv, report)
     if args.json_file:
-        write_json(args.json_file, as_data(report) | ({} if fixed is None else {"fix": asdict(fixed)}))
+        write_json(args.json_file, as_data(report))
+    if args.fix:  # last, so that nothing found is lost if it fails
+        fixed = _fix(args, files, report)
+        if args.json_file:
+            write_json(args.json_file, as_data(report) | {"fix": asdict(fixed)})
     return FAULTS_FOUND if report.faults else 0
 
 
-def _file_options(args: argparse.Namespace) -> FileOptions:
+def _file_options(args: argparse.Namespace, cfg: DictConfig) -> FileOptions:
     opened = "headers" if args.open_images else "no"
     return FileOptions(
         open_images="pixels" if args.decode_images else opened,
+        exif=OmegaConf.select(cfg, "dataloader.train.mapper.exif") or "apply",
+        max_pixels=OmegaConf.select(cfg, "dataloader.train.mapper.max_pixels"),
         allow_outside_image_root=args.allow_outside_image_root,
         workers=args.workers,
         progress=True,
     )
 
 
-def _fix(args: argparse.Namespace) -> FixReport:
+def _fix(args: argparse.Namespace, files: FileOptions, report: DatasetReport) -> FixReport:
     fixed = fix_dataset(
         args.dataset,
         args.fix,
         image_root=args.images,
-        allow_outside_image_root=args.allow_outside_image_root,
-        workers=args.workers,
-        progress=True,
+        files=files,
+        opened=report.opened,
     )
     print(f"\n{describe_fix(fixed)}")
     return fixed

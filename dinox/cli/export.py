@@ -201,7 +201,8 @@ def _print_summary(report: ExportReport) -> None:
     )
     size, number = f"{report.bytes / 1e6:.1f} MB", description.batch or "any number of"
     print(f"{report.path}: {size}, written in {report.seconds:.0f} s; takes {number} images of {sides}")
-    print(f"Next: dinox predict --weights {report.path} IMAGES")
+    trust = " --trust-program" if str(report.path).endswith(".pt2") else ""
+    print(f"Next: dinox predict --weights {report.path}{trust} IMAGES")
 
 
 # ----------------------------------------------------------------------------------------------------------------- json

@@ -62,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--coco-images", metavar="JSON", help="a COCO json with the ids of images and categories that they refer to"
     )
+    parser.add_argument(
+        "--trust-program", action="store_true", help="read a .pt2, which can run code when it is loaded"
+    )
     add_config_safety_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(overrides=[])
@@ -103,6 +106,7 @@ def _run(args: argparse.Namespace) -> int:
         tile=args.tile,
         max_pixels=args.max_pixels,
         allow_targets=args.allow_targets,
+        trust_program=args.trust_program,
     )
     predictions = predict_files(predictor, inputs, outputs)
     report = Report(

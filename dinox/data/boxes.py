@@ -5,6 +5,7 @@ box of negative width could be another order of coordinates, or anything else.
 """
 
 import math
+import sys
 from enum import IntEnum
 from numbers import Real
 from typing import Any
@@ -15,6 +16,8 @@ from dinox.data.problems import shown
 
 LEAST_SIDE = 1e-5
 """Pixels. detectron2's mappers drop what is not larger than this, without counting it."""
+
+_GREATEST = sys.float_info.max
 
 
 class BoxFault(IntEnum):
@@ -110,4 +113,6 @@ def _order(corners: bool) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    if isinstance(value, int):  # of any length, in a json
+        return not isinstance(value, bool) and abs(value) <= _GREATEST
+    return isinstance(value, Real)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dinox.data.boxes import box_fault, box_format_fault
 from dinox.data.class_numbering import class_names_of, own_class_names_of
-from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES, check_coco_json, class_names, read_coco_json
+from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES, check_coco_json, class_names, dataset_root_hint, read_coco_json
 from dinox.data.coco_problems import is_whole
 from dinox.data.errors import DataError
 from dinox.data.image_paths import ALLOW_KEY, first_outside, root_name
@@ -282,7 +282,8 @@ def _check_json(name: str, json_file: str, **options: Any) -> list[str]:
     try:
         return check_coco_json(json_file, MetadataCatalog.get(name).get("image_root"), **options)
     except DataError as error:
-        raise DataError(f"Dataset {name!r}: {error}") from error
+        hint = "" if os.path.isfile(json_file) else f" {dataset_root_hint()}"
+        raise DataError(f"Dataset {name!r}: {error}{hint}") from error
 
 
 def _check_each(name: str, dicts: Sequence[dict], num_classes: int | None) -> None:

@@ -84,7 +84,7 @@ def read_coco_json(json_file: str | os.PathLike) -> dict:
         with open(json_file, "rb") as file:
             content = file.read()
     except FileNotFoundError as error:
-        raise DataError(f"Annotation file {json_file} not found. {dataset_root_hint()}") from error
+        raise DataError(f"Annotation file {json_file} not found (seen from {os.getcwd()}).") from error
     except OSError as error:
         raise DataError(f"Annotation file {json_file} cannot be read: {error.strerror}.") from error
     try:
@@ -97,6 +97,8 @@ def read_coco_json(json_file: str | os.PathLike) -> dict:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{json_file}: not valid json: byte {error.start} of {len(content)} is no text.") from error
+    except ValueError as error:  # Python reads no integer of thousands of digits
+        raise DataError(f"{json_file}: not a COCO json: {error}.") from error
     except RecursionError as error:
         raise DataError(f"{json_file}: not a COCO json: it is nested too deeply.") from error
     if not isinstance(coco, dict):

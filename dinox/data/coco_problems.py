@@ -162,7 +162,9 @@ def _are_well_formed(annotations: list, categories: set[Hashable]) -> bool:
         ignored = any(annotation.get("ignore") for annotation in annotations)
         numbers = set(map(type, chain.from_iterable(boxes)))
         fours = set(map(len, boxes)) == {4}
-    except (KeyError, TypeError, AttributeError):
+        if numbers <= _NUMBERS and int in numbers:
+            np.fromiter(chain.from_iterable(boxes), dtype=np.float64)
+    except (KeyError, TypeError, AttributeError, OverflowError):
         return False
     return (
         set(map(type, ids)) == {int}
@@ -228,9 +230,13 @@ def box_table(
         for position, annotation in enumerate(annotations)
         if (well_formed or _has_box(annotation)) and annotation["image_id"] in sizes
     ]
-    boxes = (annotations[position]["bbox"] for position in kept)
+    try:
+        boxes = _table((annotations[position]["bbox"] for position in kept), len(kept), 4)
+    except OverflowError:  # an integer beyond the range of floats is no number of pixels
+        kept = [position for position in kept if box_format_fault(annotations[position]["bbox"]) is None]
+        boxes = _table((annotations[position]["bbox"] for position in kept), len(kept), 4)
     frames = (sizes[annotations[position]["image_id"]] for position in kept)
-    return kept, _table(boxes, len(kept), 4), _table(frames, len(kept), 2)
+    return kept, boxes, _table(frames, len(kept), 2)
 
 
 def _table(rows: Iterable[Iterable[float]], height: int, width: int) -> np.ndarray:
@@ -308,7 +314,7 @@ def _unready_for_evaluation(annotations: list, files: Mapping[Any, str]) -> list
         places = tuple(
             _place(a, position, mismatch(name, meaning, field(a, name)), files)
             for position, a in enumerate(annotations)
-            if isinstance(a, dict) and not _is_finite(a.get(name))
+            if isinstance(a, dict) and not is_finite(a.get(name))
         )
         if places:
             cure = "Evaluation needs it (dinox check-data --fix writes it)."
@@ -322,7 +328,10 @@ def _are_all_finite(annotations: list, name: str) -> bool:
         values = [annotation[name] for annotation in annotations]
     except (KeyError, TypeError):
         return False
-    return set(map(type, values)) <= _NUMBERS and bool(np.isfinite(np.array(values, dtype=np.float64)).all())
+    try:
+        return set(map(type, values)) <= _NUMBERS and bool(np.isfinite(np.array(values, dtype=np.float64)).all())
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
 # --------------------------------------------------------------------------------------------------------------- values
@@ -352,8 +361,12 @@ def is_id(value: Any) -> bool:
     return isinstance(value, str) or is_whole(value)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def is_finite(value: Any) -> bool:
+    """Is it a number that a float can hold?"""
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def field(entry: dict, name: str) -> str:

@@ -41,7 +41,9 @@ def count_conversions(path: str | PathLike, conversions: Conversion) -> None:
         if kind not in conversions:
             continue
         if kind not in _files:
-            logger.warning("Image %s is one %s. Others like it are counted, and not named.", path, description)
+            logger.warning(
+                "Image %s is converted on reading: %s. Others like it are counted, and not named.", path, description
+            )
         _files.setdefault(kind, set()).add(fspath(path))
 
 

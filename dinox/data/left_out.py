@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -18,6 +19,22 @@ logger = logging.getLogger(__name__)
 
 LEFT_OUT = "left_out"
 """The key of a dict that says which boxes it lost, for the list of what training skipped."""
+
+
+class DatasetDicts(list):
+    """The dicts to train on. left_out: of all images that lost boxes, path, id and what they lost, whether they are
+    still among the dicts or not."""
+
+    def __init__(self, dicts: Iterable[dict], *, left_out: Sequence[tuple[str, Any, str]]) -> None:
+        super().__init__(dicts)
+        self.left_out = list(left_out)
+
+
+def entries_left_out(dicts: Sequence[dict]) -> list[tuple[str, Any, str]]:
+    """Path, id and what they lost, of all images that lost boxes."""
+    if isinstance(dicts, DatasetDicts):
+        return dicts.left_out
+    return [(each["file_name"], each.get("image_id", ""), each[LEFT_OUT]) for each in dicts if LEFT_OUT in each]
 
 
 def leave_out_bad_boxes(name: str, dicts: Sequence[dict], *, max_bad_boxes: float) -> Sequence[dict]:

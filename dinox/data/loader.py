@@ -11,8 +11,9 @@ from dinox.data.checks import check_image_paths, check_registered, explain_by_js
 from dinox.data.class_numbering import class_names_of, number_alike
 from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES
 from dinox.data.errors import DataError
-from dinox.data.left_out import leave_out_bad_boxes
-from dinox.data.skipping import ReadableImages, SkippingLoader
+from dinox.data.left_out import DatasetDicts, entries_left_out, leave_out_bad_boxes
+from dinox.data.problems import listed
+from dinox.data.skipping import DEFAULT_MAX_BAD, ReadableImages, SkippingLoader
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def build_train_loader(
     num_workers: int = 0,
     sampler: Sampler | None = None,
     aspect_ratio_grouping: bool = True,
-    max_bad: float = 0.01,
+    max_bad: float = DEFAULT_MAX_BAD,
     output_dir: str | None = None,
 ) -> SkippingLoader:
     """detectron2's ``build_detection_train_loader``, which goes on when a few images cannot be read.
@@ -92,7 +93,8 @@ def load_dataset_dicts(
         if not allow_outside_image_root:
             check_image_paths(name, loaded)
         dicts += _without_bad_boxes(name, loaded, max_bad_boxes)
-    return _without_empty(names, dicts, filter_empty=filter_empty)
+    left_out = entries_left_out(dicts)  # now: images that lost all of their boxes are empty
+    return DatasetDicts(_without_empty(names, dicts, filter_empty=filter_empty), left_out=left_out)
 
 
 def _classes_to_match(name: str, numbered_like: str | Sequence[str] | None) -> list[str] | None:
@@ -100,8 +102,21 @@ def _classes_to_match(name: str, numbered_like: str | Sequence[str] | None) -> l
     own = class_names_of(name)
     if numbered_like is None or own is None:
         return own
-    wanted = known_classes(numbered_like if isinstance(numbered_like, str) else next(iter(numbered_like)))
-    return wanted if wanted is not None and sorted(wanted) == sorted(own) and len(set(own)) == len(own) else own
+    other = numbered_like if isinstance(numbered_like, str) else next(iter(numbered_like))
+    wanted = known_classes(other)
+    if wanted is None or wanted == own:
+        return own
+    if sorted(wanted) == sorted(own) and len(set(own)) == len(own):
+        return wanted
+    logger.warning(
+        "Dataset %s has the classes %s, and not those of %s, which are %s: they cannot be matched by name, and keep "
+        "the order of their own file. Metrics are of a model only that numbers its classes so.",
+        name,
+        listed(own, total=len(own)),
+        other,
+        listed(wanted, total=len(wanted)),
+    )
+    return own
 
 
 def _without_bad_boxes(name: str, dicts: list[dict], max_bad_boxes: float) -> Sequence[dict]:

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from dinox.data.conversions import count_conversions_of
 from dinox.data.errors import DataError, UnreadableImage
 from dinox.data.images import CAUSES
-from dinox.data.left_out import LEFT_OUT
+from dinox.data.left_out import entries_left_out
 from dinox.utils.whole_files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,11 @@ logger = logging.getLogger(__name__)
 REPORT_PERIOD = 20
 """Batches from one report to the next: ranks tell each other what they skipped, and the list is written."""
 
+DEFAULT_MAX_BAD = 0.01
 SKIPPED_FILE = "skipped.csv"
+CHECKPOINT_MARK = "last_checkpoint"
+"""The file in which detectron2 names the last checkpoint of a folder."""
+_COLUMNS = ["path", "image id", "cause"]
 _LISTED = 10
 
 
@@ -46,13 +50,11 @@ class ReadableImages(Dataset):
     """
 
     def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], *, max_bad: float) -> None:
-        if not 0 <= max_bad <= 1:
-            raise ValueError(f"max_bad: expected a share of the images from 0 to 1, got {max_bad!r}")
         if len(records) == 0:
             raise DataError("The training data is empty: expected at least one image.")
         self.max_bad = max_bad
-        self.most_bad = min(math.ceil(max_bad * len(records)), len(records) - 1)
-        self.left_out = [(r["file_name"], r.get("image_id", ""), r[LEFT_OUT]) for r in records if LEFT_OUT in r]
+        self.most_bad = most_bad_images(len(records), max_bad)
+        self.left_out = entries_left_out(records)
         self._records = DatasetFromList(list(records), copy=False)
         self._mapper = mapper
         # One byte per image, 0 or the number of the cause. Worker processes write into the memory of the main one.
@@ -92,6 +94,13 @@ class ReadableImages(Dataset):
         return self._records[index]
 
 
+def most_bad_images(total: int, max_bad: float) -> int:
+    """How many of ``total`` images may be unreadable: the share, rounded up; one at least has to be good."""
+    if not 0 <= max_bad <= 1:
+        raise ValueError(f"max_bad: expected a share of the images from 0 to 1, got {max_bad!r}")
+    return min(math.ceil(max_bad * total), max(total - 1, 0))
+
+
 class TooManyBadImages(DataError):
     """More images than allowed cannot be read."""
 
@@ -119,7 +128,8 @@ class SkippingLoader:
         loader: gives batches of ``dataset``, in this process or from workers.
         output_dir: where ``skipped.csv`` lists the images that were left out (path, image id, cause), and those that
             lost boxes when they were loaded. The first rank writes it while the folder exists. A rank that has to end
-            training writes its own, ``skipped.csv.rank1`` and so on. None: no list.
+            training writes its own, ``skipped.csv.rank1`` and so on. None: no list. A folder that holds a checkpoint is
+            that of a run which is resumed: what is on its list stays there.
     """
 
     def __init__(
@@ -129,6 +139,7 @@ class SkippingLoader:
         self._loader = loader
         rank = "" if comm.is_main_process() else f".rank{comm.get_rank()}"  # as in the names of log files
         self._csv = None if output_dir is None else Path(output_dir) / f"{SKIPPED_FILE}{rank}"
+        self._earlier = _rows_of_resumed_run(self._csv)
         self._told = self._listed = 0  # of the bad images, how many were in the log and on the list
 
     def __iter__(self) -> Iterator[list[dict]]:
@@ -200,17 +211,28 @@ class SkippingLoader:
     def _write_list(self) -> None:
         if self._csv is None:
             return
-        bad = self.dataset.bad_images()
+        rows = [_row(self.dataset.record(index), cause) for index, cause in self.dataset.bad_images()]
+        rows += [[str(field) for field in entry] for entry in self.dataset.left_out]
+        known = set(map(tuple, rows))
         try:
             self._csv.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(self._csv) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
-                writer.writerow(["path", "image id", "cause"])
-                for index, cause in bad:
-                    record = self.dataset.record(index)
-                    writer.writerow([record["file_name"], record.get("image_id", ""), cause])
-                writer.writerows(self.dataset.left_out)
+                writer.writerow(_COLUMNS)
+                writer.writerows([*(row for row in self._earlier if tuple(row) not in known), *rows])
         except OSError as error:
             logger.warning("The list of skipped images %s cannot be written: %s", self._csv, error.strerror)
             self._csv = None
-        self._listed = len(bad) + len(self.dataset.left_out)
+        self._listed = len(rows)
+
+
+def _row(record: dict, cause: str) -> list[str]:
+    return [str(record["file_name"]), str(record.get("image_id", "")), cause]
+
+
+def _rows_of_resumed_run(file: Path | None) -> list[list[str]]:
+    """What the list of a run says that is resumed. A folder without a checkpoint is none: another run begins there."""
+    if file is None or not file.is_file() or not (file.parent / CHECKPOINT_MARK).is_file():
+        return []
+    with open(file, encoding="utf-8", errors="replace", newline="") as stream:
+        return [row for row in csv.reader(stream) if row and row != _COLUMNS]

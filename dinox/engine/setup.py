@@ -92,26 +92,36 @@ def opened_output_folder(folder: str | os.PathLike, *, cfg: DictConfig, log: Run
         raise OSError(error.errno, f"train.output_dir cannot be created: {error.strerror}", str(folder)) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"train.output_dir={folder} cannot be written: choose another folder")
-    lock = _lock(folder) if comm.is_main_process() else None
-    try:
-        comm.synchronize()  # the other ranks write nothing either before the folder is theirs
+    with locked_output_folder(folder):
         log.open_file(folder)
         if comm.is_main_process():
             logger.debug("Environment: %s", _environment())
             LazyConfig.save(cfg, str(folder / "config.yaml"))
         yield folder
+
+
+@contextmanager
+def locked_output_folder(folder: str | os.PathLike, *, setting: str = "train.output_dir") -> Iterator[None]:
+    """Keep other runs out of a folder that exists. To be entered by all ranks.
+
+    Raises ValueError if another process trains into it. ``setting``: what messages call the folder.
+    """
+    lock = _lock(Path(folder), setting) if comm.is_main_process() else None
+    try:
+        comm.synchronize()  # the other ranks write nothing either before the folder is theirs
+        yield
     finally:
         if lock is not None:
             os.close(lock)
 
 
-def check_output_folder_is_free(folder: str | os.PathLike) -> None:
+def check_output_folder_is_free(folder: str | os.PathLike, *, setting: str = "train.output_dir") -> None:
     """Raises ValueError if another process trains into the folder now. Writes nothing."""
     if (Path(folder) / LOCK_FILE).exists() and comm.is_main_process():
-        os.close(_lock(Path(folder), sign=False))
+        os.close(_lock(Path(folder), setting, sign=False))
 
 
-def _lock(folder: Path, *, sign: bool = True) -> int:
+def _lock(folder: Path, setting: str, *, sign: bool = True) -> int:
     """Lock the folder, as one process at a time can, until the returned descriptor is closed or the process ends.
 
     ``sign``: write into the lock file who has it. Raises ValueError naming who has it.
@@ -126,8 +136,8 @@ def _lock(folder: Path, *, sign: bool = True) -> int:
             owner = os.read(descriptor, 1000).decode(errors="replace").strip() or "another process"
             os.close(descriptor)
             raise ValueError(
-                f"train.output_dir={folder} is in use: {owner} is training into it. Wait for it or stop it, or give "
-                "another train.output_dir"
+                f"{setting}={folder} is in use: {owner} is training into it. Wait for it or stop it, or give another "
+                f"{setting}"
             ) from error
         logger.warning("%s cannot be locked (%s): see that no other run uses it", folder, error.strerror)
         return descriptor

@@ -24,7 +24,7 @@ from dinox.checkpoint import Checkpointer, describe, load_weights
 from dinox.config import ConfigError, lazy_config
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
-from dinox.engine.setup import check_settings
+from dinox.engine.setup import check_output_folder_is_free, check_settings, locked_output_folder
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
@@ -57,6 +57,7 @@ class DinoxTrainer(DefaultTrainer):
             self.max_iter = cfg.SOLVER.MAX_ITER
             lazy = lazy_config(cfg)
             check_settings(lazy)
+            check_output_folder_is_free(cfg.OUTPUT_DIR, setting="OUTPUT_DIR")
             if comm.is_main_process():
                 check_data(lazy)
             comm.synchronize()  # datasets may be written when they are first asked for
@@ -125,13 +126,18 @@ class DinoxTrainer(DefaultTrainer):
         return build_writers(self.cfg.OUTPUT_DIR, max_iter=self.max_iter)
 
     def build_hooks(self) -> list[HookBase | None]:
-        return [RunClock(epochs_per_iteration=None), *super().build_hooks()]
+        images, loader = self.cfg.SOLVER.IMS_PER_BATCH, self.data_loader
+        epochs = images / len(loader.dataset) if isinstance(loader, SkippingLoader) else None
+        return [RunClock(epochs_per_iteration=epochs), *super().build_hooks()]
 
     # ----------------------------------------------------------------------------------------------------- what is done
 
     def train(self) -> dict[str, Any]:
-        """Train from the current iteration to the last, and return the last evaluation's results."""
-        with _logging_as_detectron2():
+        """Train from the current iteration to the last, and return the last evaluation's results.
+
+        Raises ValueError if another process trains into ``OUTPUT_DIR``.
+        """
+        with _logging_as_detectron2(), locked_output_folder(self.cfg.OUTPUT_DIR, setting="OUTPUT_DIR"):
             super().train()
             if isinstance(self.data_loader, SkippingLoader):
                 self.data_loader.summarise()

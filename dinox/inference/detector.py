@@ -99,7 +99,7 @@ def _moved(model: nn.Module, device: torch.device) -> nn.Module:
         raise ValueError("device: expected 'cpu' or 'cuda', got 'meta', which computes nothing")
     try:
         return model.to(device)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"device: the model cannot be moved to {str(device)!r} ({reason}): give 'cpu', or 'cuda' if there is memory"

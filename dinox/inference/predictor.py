@@ -53,6 +53,7 @@ class Predictor:
             and more with ``tile``.
         allow_targets: packages that the config in a yaml file or in the checkpoint may call, besides those that
             dinox knows.
+        trust_program: read a ``.pt2``, which can run code when it is loaded.
 
     Raises ValueError (ConfigError, CheckpointError) with one line that says what is wrong and what to do.
     """
@@ -72,6 +73,7 @@ class Predictor:
         channel_order: str = "RGB",
         max_pixels: int | None = None,
         allow_targets: Sequence[str] = (),
+        trust_program: bool = False,
     ):
         _check_number("score_threshold", score_threshold, 0, 1)
         _check_number("tile_overlap", tile_overlap, 0, 0.9)
@@ -90,7 +92,12 @@ class Predictor:
         self.tile, self.tile_overlap = tile, tile_overlap
         self.channel_order, self.max_pixels = channel_order, max_pixels
         self.detector: Detector = _load(
-            self.weights, config=config, overrides=overrides, device=device, allow_targets=allow_targets
+            self.weights,
+            config=config,
+            overrides=overrides,
+            device=device,
+            allow_targets=allow_targets,
+            trust_program=trust_program,
         )
         self._kept_classes = _class_indices(classes, self.class_names)
 
@@ -186,13 +193,14 @@ def _load(
     overrides: Sequence[str],
     device: str | None,
     allow_targets: Sequence[str],
+    trust_program: bool,
 ) -> Detector:
     if Path(weights).suffix.lower() not in EXPORTED:
         return load_detector(weights, config=config, overrides=overrides, device=device, allow_targets=allow_targets)
     if config is not None or overrides:
         given = f"override {overrides[0]!r}" if overrides else f"config {config}"
         raise ValueError(f"{weights} is an exported model, which holds all its settings: leave out the {given}")
-    return load_exported(weights, device=device)
+    return load_exported(weights, device=device, trust_program=trust_program)
 
 
 def _class_indices(names: Sequence[str] | None, known: Sequence[str]) -> torch.Tensor | None:

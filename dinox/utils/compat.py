@@ -87,7 +87,7 @@ def require_detectron2() -> None:
         for name in _NEEDED:
             importlib.import_module(f"detectron2.{name}")
     except Exception as error:  # what an old detectron2 raises on a new numpy is an AttributeError
-        folder = _detectron2_folder()
+        folder = detectron2_folder()
         if folder is not None:
             raise ImportError(explain_import_error(error, folder)) from error
         raise ImportError(
@@ -101,7 +101,7 @@ def require_detectron2() -> None:
         raise ImportError(fault)
 
 
-def _detectron2_folder() -> Path | None:
+def detectron2_folder() -> Path | None:
     """Where detectron2 is; None if nowhere. A folder of this name without code, such as a clone's, is nothing."""
     try:
         spec = importlib.util.find_spec("detectron2")

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,6 +59,26 @@ def test_default_metrics_that_no_run_has_are_left_out():
 def test_short_runs_can_be_drawn(tmp_path, points):
     draw_curves([make_run("a", points=points)], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").is_file()
+
+
+def drawn(tmp_path, monkeypatch, *runs, **options):
+    """The axes of the picture."""
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, *args, **kwargs: figures.append(self))
+    monkeypatch.setattr("dinox.analysis.curves.written_whole", lambda path: nullcontext(path))
+    draw_curves(list(runs), tmp_path / "curves.png", axes=["iterations"], **options)
+    return figures[0].axes
+
+
+def test_a_single_value_is_a_point(tmp_path, monkeypatch):
+    (panel,) = drawn(tmp_path, monkeypatch, make_run("a", points=1), make_run("b"), metrics=["total_loss"])
+    markers = {len(line.get_xdata()): line.get_marker() for line in panel.lines if line.get_linewidth() > 1}
+    assert markers[1] == "o" and markers[50] in (None, "None")
+
+
+def test_average_precision_begins_at_zero(tmp_path, monkeypatch):
+    (panel,) = drawn(tmp_path, monkeypatch, make_run("a"), metrics=["bbox/AP"])
+    assert panel.get_ylim()[0] == 0 and panel.get_ylim()[1] > 9
 
 
 def test_a_picture_that_is_not_finished_replaces_nothing(tmp_path, monkeypatch):

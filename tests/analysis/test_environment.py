@@ -8,8 +8,9 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from dinox.analysis.environment import operators, software, storage
+from dinox.analysis.environment import operators, storage
 from dinox.analysis.environment.cuda_binaries import Architectures, read_architectures
+from dinox.utils import software
 
 
 def problems(section):

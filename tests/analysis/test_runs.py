@@ -68,6 +68,13 @@ def test_values_that_are_no_numbers_are_left_out(write):
     assert "bbox/AP-cat" not in run.metrics and points(run, "bbox/AP") == [(20, 3.0)]
 
 
+@pytest.mark.parametrize("line", [{"iteration": 19}, {"iteration": 19, "epoch": 1, "wall_time": 5.0}])
+def test_a_run_without_any_metric_is_an_error_with_its_folder(write, line):
+    folder = write(line)
+    with pytest.raises(ValueError, match=f"{folder}: no metric in its metrics.json"):
+        read_run(folder)
+
+
 def test_epochs_and_hours_are_those_that_were_written(write):
     run = read_run(write(step(9, epoch=0.5, wall_time=1800), step(19, epoch=1.0, wall_time=7200)))
     iterations = run.metrics["total_loss"].iterations

@@ -10,7 +10,15 @@ from detectron2.config import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from dinox.checkpoint import Checkpointer, CheckpointError, describe, load_weights, read_description
+from dinox.checkpoint import (
+    CheckpointDescription,
+    Checkpointer,
+    CheckpointError,
+    describe,
+    load_weights,
+    read_description,
+)
+from dinox.checkpoint.description import differences
 from dinox.config import ConfigError, parse_config
 from dinox.model_zoo import get_config, list_configs
 
@@ -142,3 +150,46 @@ def test_another_entry_of_that_name_is_an_error(tmp_path, entry, message):
     torch.save({"model": {}, "dinox": entry}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=rf"odd\.pth: {message}"):
         read_description(str(tmp_path / "odd.pth"))
+
+
+# ------------------------------------------------------------------------------------------------------------ comparing
+
+
+def described(cfg):
+    return CheckpointDescription(config_yaml=describe(cfg)["config"])
+
+
+def test_the_same_config_has_no_differences():
+    assert (
+        differences(described(get_config("dino/dino_r50_4scale_12ep")), get_config("dino/dino_r50_4scale_12ep")) == []
+    )
+    assert differences(CheckpointDescription(), get_config("dino/dino_demo")) == []
+    assert differences(CheckpointDescription(config_yaml="model: ["), get_config("dino/dino_demo")) == []
+    assert differences(CheckpointDescription(config_yaml="model: ${oc.env:HOME}"), get_config("dino/dino_demo")) == []
+
+
+def test_what_weights_do_not_show_is_a_difference_with_both_values():
+    ours, theirs = (get_config("dino/dino_r50_4scale_12ep") for _ in range(2))
+    theirs.model.memory_builder.position_embedding.temperature = 10000
+    theirs.model.memory_builder.position_embedding.offset = -0.5
+    theirs.model.postprocess.num_detections = 100
+    assert [str(difference) for difference in differences(described(theirs), ours)] == [
+        "model.memory_builder.position_embedding.offset=0.0 (in the checkpoint: -0.5)",
+        "model.memory_builder.position_embedding.temperature=20 (in the checkpoint: 10000)",
+        "model.postprocess.num_detections=300 (in the checkpoint: 100)",
+    ]
+
+
+def test_what_is_not_spelt_is_its_default():
+    ours, theirs = (get_config("dino/dino_r50_4scale_12ep") for _ in range(2))
+    del ours.model.memory_builder.position_embedding["temperature"]  # 20
+    assert differences(described(theirs), ours) == []
+    theirs.model.memory_builder.position_embedding.temperature = 10000
+    [difference] = differences(described(theirs), ours)
+    assert (difference.described, difference.given) == (10000, 20)
+
+
+def test_other_parts_are_not_compared():
+    ours = config()
+    theirs = OmegaConf.create({"model": L(nn.Bilinear)(in1_features=2, in2_features=3, out_features=4)})
+    assert differences(described(theirs), ours) == []

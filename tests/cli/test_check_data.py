@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from dinox.data.inspection import image_files
 from tests.data.coco_files import annotation, small_coco, write_coco
 from tests.faults.own_data import write_dataset
 
@@ -68,7 +69,7 @@ def test_results_as_json(dinox, bad, tmp_path):
     dinox("check-data", bad, "--json", file)
     results = json.loads(file.read_text())
     found = next(problem for problem in results["problems"] if problem["kind"] == "empty-box")
-    assert (found["count"], found["first_ids"], found["severity"]) == (12, list(range(20, 30)), "left out")
+    assert (found["count"], found["first_ids"], found["severity"]) == (12, list(range(20, 30)), "error")
     assert results["statistics"]["images"] == 2
     assert results["memory_forecast_gib"]["typical"][0][0] == 1
 
@@ -91,6 +92,54 @@ def test_a_fixed_json_is_written_told_and_good(dinox, bad, tmp_path):
     assert dinox("check-data", new, "--images", bad.parent / "images")[0] == 0
     code, _, err = dinox("check-data", bad, "--fix", new)
     assert code == 2 and "is not overwritten" in err
+
+
+def test_damage_that_was_found_is_still_there_after_the_fix(dinox, good, tmp_path):
+    file = good.parent / "images" / "a.jpg"
+    file.write_bytes(file.read_bytes()[:-500])
+    code, out, _ = dinox("check-data", good, "--decode-images", "--fix", tmp_path / "new.json")
+    assert code == 1
+    _, _, fixed = out.partition("Wrote ")
+    assert "still there" in fixed and "[unreadable-file]" in fixed and "Nothing else is wrong" not in fixed
+
+
+def test_images_are_opened_once_for_report_and_fix(dinox, good, tmp_path, monkeypatch):
+    opened = []
+    original = image_files.inspect_image
+    monkeypatch.setattr(image_files, "inspect_image", lambda path, **o: opened.append(path) or original(path, **o))
+    assert dinox("check-data", good, "--open-images", "--fix", tmp_path / "new.json")[0] == 0
+    assert len(opened) == 2
+
+
+def test_findings_are_written_before_a_fix_that_fails(dinox, bad, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise ValueError("no space")
+
+    monkeypatch.setattr("dinox.cli.check_data.fix_dataset", fail)
+    table, results = tmp_path / "faults.csv", tmp_path / "results.json"
+    code, _, err = dinox("check-data", bad, "--fix", tmp_path / "n.json", "--csv", table, "--json", results)
+    assert code == 2 and "no space" in err
+    assert table.is_file() and json.loads(results.read_text())["problems"]
+
+
+def test_the_given_image_folder_is_that_of_the_validation_json_too(dinox, good, tmp_path):
+    val = write_coco(tmp_path / "val", small_coco())
+    (tmp_path / "pictures").mkdir()
+    code, out, _ = dinox("check-data", good, "--val", val, "--images", tmp_path / "pictures")
+    assert code == 1
+    assert out.count(f"no file {tmp_path}/pictures/a.jpg") == 2
+
+
+def test_one_fault_is_no_faults(dinox, good):
+    (good.parent / "images" / "b.jpg").unlink()
+    _, out, _ = dinox("check-data", good)
+    assert "1 fault: missing-file." in out
+    assert out.splitlines()[-1].endswith("writes a json with those mended that can be.")
+
+
+def test_a_mistyped_path_is_not_a_matter_of_registered_datasets(dinox, tmp_path):
+    code, _, err = dinox("check-data", tmp_path / "none.json")
+    assert code == 2 and "none.json not found" in err and "DETECTRON2_DATASETS" not in err
 
 
 @pytest.mark.parametrize("option", ["--csv", "--json", "--fix"])

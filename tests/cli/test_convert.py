@@ -1,6 +1,10 @@
 """dinox convert, on small models whose files are in the formats of others."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from detectron2.config import instantiate
 
 from dinox.checkpoint import convert, load_weights, read_description
 from dinox.checkpoint.certificate import compute_dump, make_images, write_dump
+from dinox.checkpoint.conversion.parts import share_equal_heads
 from dinox.checkpoint.reading import read_checkpoint
 from dinox.config import load_config
 
@@ -206,11 +211,114 @@ def test_the_weights_of_another_project_are_not_guessed_at(dinox, tmp_path):
 def test_what_is_there_is_replaced_only_when_told(dinox, detrex, tmp_path):
     (tmp_path / "dinox.pth").write_text("precious")
     code, _, err = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG)
-    assert code == 2 and "dinox.pth exists" in err
+    assert code == 2 and "dinox.pth (the converted file) is there already" in err and "--overwrite" in err
     assert (tmp_path / "dinox.pth").read_text() == "precious"
     assert dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "--overwrite")[0] == 0
     code, _, err = dinox("convert", detrex[0], detrex[0], *CONFIG, "--overwrite")
-    assert code == 2 and "is the file to convert" in err
+    assert code == 2 and "(the file to convert): give another place" in err
+
+
+@pytest.mark.parametrize(
+    "output, options",
+    [
+        ("out.pth", ["--json", "in.pth"]),
+        ("out.pth", ["--dump", "in.npz", "--certificate", "in.npz"]),
+        ("in.pth", []),
+        ("out.pth", ["--json", "out.pth"]),
+        ("out.pth", ["--json", "in.npz", "--dump", "in.npz"]),
+        ("out.pth", ["--json", "in.py", "--config-file", "in.py"]),
+        ("out.pth", ["--json", "in.pth", "no overwriting"]),
+        ("out.pth", ["--json", "in.npz", "no overwriting"]),
+        ("out.pth", ["--dump", "in.npz", "no overwriting"]),
+    ],
+)
+def test_nothing_that_is_read_written_or_precious_is_overwritten(dinox, tmp_path, monkeypatch, output, options):
+    monkeypatch.chdir(tmp_path)
+    files = {name: tmp_path / name for name in ("in.pth", "in.npz", "in.py")}
+    for path in files.values():
+        path.write_text("precious")
+    overwrite = [] if "no overwriting" in options else ["--overwrite"]
+    options = [option for option in options if option != "no overwriting"]
+    code, _, err = dinox("convert", "in.pth", output, *options, *overwrite)
+    assert code == 2 and err.count("\n") == 1
+    assert "would overwrite" in err or "would both be written to" in err or "is there already" in err
+    assert {path.read_text() for path in files.values()} == {"precious"}
+    assert not (tmp_path / "out.pth").exists()
+
+
+@pytest.mark.parametrize("arguments", [["out.pth"], ["out.safetensors"], ["out.pth", "--dump", "dump.npz"]])
+def test_a_disk_that_is_full_is_one_line_and_what_was_there_is_kept(detrex, tmp_path, arguments):
+    """In a process whose files may have 40 kB."""
+    target = arguments[-1]
+    (tmp_path / target).write_text("precious")
+    program = (
+        "import resource, sys; from dinox.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "convert", str(detrex[0]), *arguments, *CONFIG, "--overwrite"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert line.startswith(f"dinox: error: {target}: cannot be written") and "Is the disk full?" in line
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / target).read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["detrex.pth", target])
+
+
+def test_settings_that_the_config_does_not_spell_are_set_as_well(dinox, detrex, tmp_path):
+    path, model = detrex
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from dinox.model_zoo import get_config\n"
+        f"model = get_config({DINO!r}).model\n"
+        "for part, name in ((model.heads, 'shared'), (model.memory_builder.position_embedding, 'temperature'),\n"
+        "                   (model.memory_builder.position_embedding, 'offset')):\n"
+        "    del part[name]\n"
+    )
+    code, out, err = dinox("convert", path, tmp_path / "dinox.pth", "--config-file", config, *SMALL)
+    assert (code, err) == (0, "")
+    assert all(f"set, as there: {setting}" in out for setting in DETREX)
+    again = instantiate(read_description(str(tmp_path / "dinox.pth")).config.model).eval()
+    load_weights(again, str(tmp_path / "dinox.pth"), purpose="evaluate")
+    assert torch.equal(outputs(again), outputs(model))
+
+
+def test_a_mapping_fixes_the_keys_in_it_and_no_others(dinox, detrex, tmp_path):
+    setting = "model.memory_builder.position_embedding={temperature: 20}"
+    code, out, _ = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, setting)
+    assert code == 0 and "temperature=10000" not in out and "offset=-0.5" in out
+    config = read_description(str(tmp_path / "dinox.pth")).config
+    assert config.model.memory_builder.position_embedding.temperature == 20
+
+
+@pytest.mark.parametrize(
+    "ids, message",
+    [
+        ("5-3", "5-3 runs backwards: write 3-5"),
+        ("1,2,1", "1 is there twice"),
+        ("1-4,3", "3 is there twice"),
+        ("-3", "expected numbers and ranges"),
+        ("", "expected numbers and ranges"),
+        ("1,,2", "expected numbers and ranges"),
+    ],
+)
+def test_category_ids_that_cannot_be_meant(dinox, tmp_path, ids, message):
+    code, _, err = dinox("convert", tmp_path / "in.pth", tmp_path / "out.pth", f"--category-ids={ids}")
+    assert code == 2 and message in err
+
+
+@pytest.mark.parametrize("ids, message", [([], "got none"), ([-1, 2], "got -1"), ([1, 1], "1 is there twice")])
+def test_category_ids_that_cannot_be_meant_in_python(ids, message):
+    with pytest.raises(ValueError, match=message):
+        convert(official()["model"], "dino", category_ids=ids)
+
+
+def test_names_are_in_the_order_of_the_file():
+    weights = official()["model"]
+    names = list(convert(weights, "dino"))
+    assert [name for name in names if name.startswith("backbone.")] == names[: sum("backbone" in x for x in names)]
+    assert list(share_equal_heads({f"a{i}": torch.zeros(1) for i in range(50)})) == [f"a{i}" for i in range(50)]
 
 
 def test_a_file_of_others_needs_a_config(dinox, detrex, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -26,6 +27,14 @@ def place(tmp_path, monkeypatch):
     for name, marks in {"a.png": {"red": RED}, "b.png": {"red": RED, "blue": BLUE}, "c.png": {}}.items():
         Image.fromarray(picture(**marks)).save(tmp_path / "photos" / name)
     return tmp_path
+
+
+def run_as_program(*arguments):
+    command = [sys.executable, "-m", "dinox", "predict", *arguments, "--weights", "model.pth"]
+    command += ["--allow-target", "tests.inference.marker"]
+    root = str(TINY_CONFIG.split("/tests/")[0])
+    environment = {"PYTHONPATH": root, "PATH": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture
@@ -59,7 +68,7 @@ def test_a_given_folder_is_not_overwritten_unless_told(predict, place):
     (place / "out").mkdir()
     (place / "out" / "a.png").write_text("precious")
     code, _, err = predict("photos", "--output", "out")
-    assert code == 2 and "out/a.png is there already" in err and "--overwrite" in err
+    assert code == 2 and "out/a.png (what is found in photos/a.png) is there already" in err and "--overwrite" in err
     assert (place / "out" / "a.png").read_text() == "precious"
     assert predict("photos", "--output", "out", "--overwrite")[0] == 0
 
@@ -105,6 +114,54 @@ def test_tiles_find_what_is_lost_otherwise(predict, place):
     assert "1 image, 1 detection " in predict("large.png", "--tile", "128")[1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--json", "model.pth"],
+        ["--coco-json", "photos/a.png"],
+        ["--coco-json", "s.json", "--json", "s.json"],
+        ["--coco-json", "s.json", "--json", "s.images.json"],
+        ["--coco-json", "gt.json", "--coco-images", "gt.json"],
+        ["--coco-json", "r.json", "--coco-images", "gt.json", "--json", "gt.json"],
+        ["--output", "photos"],
+    ],
+)
+def test_nothing_that_is_read_or_written_is_overwritten(predict, place, options):
+    images = [{"id": index, "file_name": name} for index, name in enumerate(["a.png", "b.png", "c.png"])]
+    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    (place / "gt.json").write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    code, _, err = predict("photos", *options, "--overwrite")
+    assert code == 2 and err.count("\n") == 1
+    assert "would overwrite what this command reads" in err or "would both be written to" in err
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_name_that_is_no_text_is_printed_escaped(place):
+    name = os.fsencode(place) + b"/photos/caf\xe9.png"
+    Image.fromarray(picture(red=RED)).save(os.fsdecode(name))
+    done = run_as_program("photos", "--json", "all.json")
+    assert done.returncode == 0, done.stderr
+    assert "caf\\udce9.png  1 red" in done.stdout
+    assert any(
+        image["file"].endswith("caf\udce9.png") for image in json.loads((place / "all.json").read_text())["images"]
+    )
+
+
+def test_the_orientation_of_files_is_read_as_the_checkpoints_config_says(dinox, place):
+    cfg = marker_config()
+    cfg.dataloader.test.mapper.exif = "ignore"
+    write_checkpoint(place / "stored.pth", cfg)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(red=RED)).save("turned.png", exif=exif)
+    for weights, size in (("stored.pth", (60, 80)), ("model.pth", (80, 60))):
+        options = ["--weights", weights, "--allow-target", "tests.inference.marker", "--no-pictures", "--overwrite"]
+        assert dinox("predict", "turned.png", *options, "--json", "all.json")[0] == 0
+        [image] = json.loads((place / "all.json").read_text())["images"]
+        assert (image["height"], image["width"]) == size
+
+
 # --------------------------------------------------------------------------------------------------------------- faults
 
 
@@ -132,7 +189,7 @@ def test_row_07_what_is_lost_on_reading_is_counted_once(predict, place, caplog):
         Image.new("RGBA", (20, 20)).save(place / "photos" / name)
     assert predict("photos")[0] == 0
     assert [record.message.split("/")[-1] for record in caplog.records] == [
-        "d.png is one with transparency, which is dropped. Others like it are counted, and not named.",
+        "d.png is converted on reading: with transparency, which is dropped. Others like it are counted, and not named.",
         "Images converted on reading: 2 with transparency, which is dropped",
     ]
 
@@ -196,12 +253,7 @@ def test_a_checkpoint_of_a_training_predicts_without_its_config(dinox, tmp_path,
 
 def test_it_runs_as_a_program(place):
     """In a process of its own, whose stdout is no terminal: no progress bar."""
-    command = [sys.executable, "-m", "dinox", "predict", "photos", "--weights", "model.pth"]
-    command += ["--allow-target", "tests.inference.marker"]
-    root = str(TINY_CONFIG.split("/tests/")[0])
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={"PYTHONPATH": root, "PATH": "", "OMP_NUM_THREADS": "1"}
-    )
+    done = run_as_program("photos")
     assert done.returncode == 0, done.stderr
     assert "3 images, 3 detections" in done.stdout
     assert "it/s" not in done.stderr

@@ -57,6 +57,15 @@ def test_unknown_name_is_refused_with_the_nearest():
         check_data(config("coco_2017_trian"))
 
 
+@pytest.mark.parametrize("folder, text", [("/nowhere", "is '/nowhere'"), (None, "is not set, which means ./datasets")])
+def test_missing_files_of_registered_datasets_name_the_dataset_folder(tmp_path, register, monkeypatch, folder, text):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    if folder:
+        monkeypatch.setenv("DETECTRON2_DATASETS", folder)
+    with pytest.raises(DataError, match=rf"gone.json not found.*DETECTRON2_DATASETS, which {text}"):
+        check_dataset(register("gone", tmp_path / "gone.json"))
+
+
 @pytest.mark.parametrize("use", [check_dataset, load_dataset, load_dataset_dicts])
 def test_missing_file_is_named_with_dataset_and_folder(tmp_path, register, use):
     name = register("gone", tmp_path / "gone.json")

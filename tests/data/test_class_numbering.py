@@ -1,6 +1,7 @@
 """Classes of several datasets are matched by name."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -60,9 +61,19 @@ def test_numbers_can_be_changed_again(two):
     assert classes_of(load_dataset_dicts([second, first], filter_empty=False)) == [[0, 1], [1]] * 2
 
 
-def test_a_dataset_of_other_classes_keeps_its_numbers(two):
-    assert classes_of(load_dataset_dicts("second", numbered_like="coco_2017_train")) == [[1, 0]]
+def test_a_dataset_of_other_classes_keeps_its_numbers_with_a_warning(two, register, tmp_path, caplog):
+    coco = small_coco()
+    coco["categories"][0]["name"] = "horse"
+    register("third", write_coco(tmp_path / "3", coco))
+    with caplog.at_level(logging.WARNING, logger="dinox"):
+        assert classes_of(load_dataset_dicts("second", numbered_like="third")) == [[1, 0]]
     assert MetadataCatalog.get("second").thing_classes == ["dog", "cat"]
+    (message,) = [record.getMessage() for record in caplog.records if "by name" in record.getMessage()]
+    assert "second has the classes dog, cat" in message and "those of third, which are cat, horse" in message
+
+
+def test_classes_like_those_of_an_unknown_dataset_are_the_own_ones(two):
+    assert classes_of(load_dataset_dicts("second", numbered_like="coco_2017_train")) == [[1, 0]]
 
 
 def test_several_categories_of_one_name_cannot_be_matched(tmp_path, register):

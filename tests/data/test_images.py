@@ -119,8 +119,8 @@ def test_losses_are_said_once_and_counted_at_the_end(tmp_path, caplog):
             for name in "aab":
                 read_image(tmp_path / f"{name}.png")
             assert [record.message for record in caplog.records] == [
-                f"Image {tmp_path / 'a.png'} is one with transparency, which is dropped. Others like it are counted, "
-                "and not named."
+                f"Image {tmp_path / 'a.png'} is converted on reading: with transparency, which is dropped. "
+                "Others like it are counted, and not named."
             ]
             # As it arrives from a mapper in a worker process.
             sample = {"file_name": str(tmp_path / "c.png"), "conversions": load_image(tmp_path / "c.png").conversions}

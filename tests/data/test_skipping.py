@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils.file_io import PathManager
 
-from dinox.data import DataError, DetectionMapper, build_train_loader, skipping
+from dinox.data import DataError, DetectionMapper, build_train_loader, load_dataset_dicts, skipping
 from dinox.data.skipping import ReadableImages
 from tests.modeling.test_distributed import free_port
 
@@ -170,6 +170,40 @@ def test_other_faults_are_not_skipped(tmp_path, spoil, message):
     spoil(tmp_path / "0.png")
     with pytest.raises(DataError, match=message):
         take(make_loader(records), 1)
+
+
+def boxes_of(*boxes):
+    return [{"bbox": list(box), "bbox_mode": 1, "category_id": 0} for box in boxes]
+
+
+def test_images_that_lost_all_of_their_boxes_are_listed(tmp_path, register):
+    records = write_records(tmp_path, 3)
+    annotations = [boxes_of([1, 1, 3, 3]), boxes_of([1, 1, -3, 3]), boxes_of([1, 1, 3, 3], [1, 1, 0, 3])]
+    for record, own in zip(records, annotations):
+        record["annotations"] = own
+    dicts = load_dataset_dicts(register("spoilt", lambda: records, thing_classes=["cat"]))
+    assert [record["image_id"] for record in dicts] == [100, 102]
+    take(make_loader(dicts, output_dir=str(tmp_path), total_batch_size=1), 2)
+    assert rows(tmp_path / "skipped.csv")[1:] == [
+        [str(tmp_path / "1.png"), "101", "boxes left out: 1 of negative width or height"],
+        [str(tmp_path / "2.png"), "102", "boxes left out: 1 without area"],
+    ]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_a_resumed_run_keeps_the_rows_of_its_list(tmp_path, resumed):
+    records = write_records(tmp_path, 30, missing=(4, 20))
+    file = tmp_path / "skipped.csv"
+    take(make_loader(records, output_dir=str(tmp_path)), skipping.REPORT_PERIOD + 1)
+    before = rows(file)
+    assert [row[1] for row in before[1:]] == ["104", "120"]
+    if resumed:
+        (tmp_path / "last_checkpoint").write_text("model_0000010.pth")
+    loader = make_loader(records, output_dir=str(tmp_path))
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    assert rows(file) == ([before[0], before[2], before[1]] if resumed else before[:2])
 
 
 # ---------------------------------------------------------------------------------------------------------------- ranks

@@ -73,6 +73,19 @@ def test_evaluation_of_the_checkpoint_repeats_the_last_one(finished_run):
     assert evaluate(cfg, resume=True, console="off") == pytest.approx(results, nan_ok=True)
 
 
+def test_evaluation_says_when_the_config_is_not_the_checkpoints(finished_run, capsys):
+    cfg, _ = finished_run
+    again = copy.deepcopy(cfg)
+    again.train.init_checkpoint = f"{cfg.train.output_dir}/model_final.pth"
+    evaluate(again)
+    assert "is not that of" not in "".join(capsys.readouterr())
+    again.model.min_score = 0.25
+    evaluate(again)
+    text = "".join(capsys.readouterr())
+    assert "The config is not that of" in text and "model_final.pth" in text
+    assert "model.min_score=0.25 (in the checkpoint: 0.0)" in text
+
+
 def test_a_model_that_detects_nothing_scores_zero(finished_run, tiny_cfg):
     cfg, _ = finished_run
     silent = LazyConfig.apply_overrides(tiny_cfg, ["++model.min_score=2.0"])

@@ -5,6 +5,8 @@ import logging
 import os
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -155,8 +157,7 @@ CREATE_MODEL = "{_target_: timm.create_model, model_name: resnet18}"
         ([f"model.postprocess={GET_DICTS}", "model={postprocess.proposal_files: [PICKLE]}"], "proposal_files"),
         ([f"model.postprocess={CREATE_MODEL}", "model.postprocess={checkpoint_path: PICKLE}"], "checkpoint_path"),
         ([f"model.postprocess={CREATE_MODEL}", "model={postprocess: {model_name: 'hf-hub:a/m'}}"], "model_name"),
-        (["model.postprocess={cfg: {A: 1}}"], "cfg"),
-        (["model={postprocess: {cfg: {A: 1}}}"], "cfg"),
+        ([f"model.postprocess={CREATE_MODEL}", "model={postprocess: {cfg: {A: 1}}}"], "cfg"),
     ],
 )
 def test_overrides_that_are_harmful_only_together_run_nothing(tmp_path, overrides, refused):
@@ -244,6 +245,7 @@ def test_training_leaves_weights_metrics_and_results(finished):
     assert {"model_0000001.pth", "model_final.pth", "metrics.json", "inference"} <= set(os.listdir(cfg.OUTPUT_DIR))
     lines = [json.loads(line) for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()]
     assert [line["lr"] for line in lines if "lr" in line][-1] == pytest.approx(5e-5)
+    assert [line["epoch"] for line in lines if "epoch" in line][-1] == 1.0  # 4 steps of 2 of 8 images
 
 
 def test_the_optimizer_is_that_of_the_papers(tmp_path):
@@ -290,6 +292,51 @@ def test_a_folder_with_checkpoints_is_not_trained_into_by_mistake(finished):
     cfg, _, _ = finished
     with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run: resume it"):
         DinoxTrainer(cfg).resume_or_load(resume=False)
+
+
+HOLDS_LOCK = """
+import sys
+from dinox.engine.setup import locked_output_folder
+with locked_output_folder(sys.argv[1]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """Another process trains into this folder."""
+    folder = tmp_path / "busy"
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS_LOCK, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield folder, process
+        process.stdin.close()
+
+
+def test_two_runs_do_not_share_a_folder(other_run):
+    folder, process = other_run
+    message = rf"OUTPUT_DIR={folder} is in use: process {process.pid} .*or give another OUTPUT_DIR"
+    with pytest.raises(ValueError, match=message):
+        DinoxTrainer(make_cfg(folder))
+    assert os.listdir(folder) == [".lock"]
+
+
+def test_the_folder_is_locked_while_it_is_trained_into(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    trainer = DinoxTrainer(make_cfg(folder))
+    found, run_step = [], trainer.run_step
+    monkeypatch.setattr(trainer, "run_step", lambda: run_step() or found.append(bool(found) or is_locked(folder)))
+    trainer.train()
+    assert found[0] and not is_locked(folder)
+
+
+def is_locked(folder):
+    """As seen by another process."""
+    code = "import sys; from dinox.engine.setup import check_output_folder_is_free as c; c(sys.argv[1])"
+    return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True).returncode != 0
 
 
 def test_weights_of_another_model_are_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""Annotations that are wrong, through `dinox check-data` and `dinox train` (fault catalogue, rows 12 to 23)."""
+"""Annotations that are wrong, through `dinox check-data` and `dinox train`."""
 
 import csv
 import json

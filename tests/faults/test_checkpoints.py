@@ -1,13 +1,17 @@
-"""Rows 29 to 31 of the fault catalogue: checkpoints that are dangerous, broken, not of this model, or not to be had."""
+"""Checkpoints that are dangerous, broken, not of this model, or not to be had."""
 
+import hashlib
 import os
 import pickle
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
+from dinox.checkpoint import CheckpointError, load_weights
 from dinox.checkpoint.writing import write_checkpoint
 from tests.cli.conftest import TINY_CONFIG
 from tests.engine.tiny import TinyDetector
@@ -57,7 +61,7 @@ def save(path, **changes):
     return path
 
 
-# ------------------------------------------------------------------------------------------------------------- row 29
+# ------------------------------------------------------------------------------------------ pickles that would run code
 
 
 @pytest.mark.parametrize("command", ["eval", "train", "predict", "convert"])
@@ -100,7 +104,33 @@ def test_row_29_safetensors_hold_nothing_to_run(dinox, tmp_path):
     assert not (tmp_path / "canary").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- row 30
+@pytest.mark.parametrize("name", ["evil#sha256=.pth", f"evil#sha256={SHA256}.pth", f"evil.pth#sha256={SHA256}"])
+def test_row_29_a_name_is_no_digest(dinox, tmp_path, monkeypatch, name):
+    """With an old torch only a file whose content was checked against a digest is read."""
+    monkeypatch.setattr("dinox.checkpoint.reading.weights_only_is_safe", lambda: False)
+    path = str(save(tmp_path / name))
+    code, _, err = evaluate(dinox, path)
+    assert code == USER_ERROR
+    assert_one_line(err, "refused, for torch", "CVE-2025-32434")
+    with pytest.raises(CheckpointError, match="refused, for torch"):
+        load_weights(TinyDetector(num_classes=6), path)
+
+
+def test_row_29_a_whole_digest_that_fits_is_trusted_and_a_part_of_one_is_an_error(dinox, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("dinox.checkpoint.reading.weights_only_is_safe", lambda: False)
+    content = save(tmp_path / "model.pth").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    with http_server(content) as (url, _):
+        assert evaluate(dinox, f"{url}/model.pth#sha256={digest}")[0] == 0
+        code, _, err = evaluate(dinox, f"{url}/model.pth#sha256={digest[:8]}")
+        assert code == USER_ERROR
+        assert_one_line(err, "expected #sha256=HEX with all 64 digits")
+        code, _, err = evaluate(dinox, f"{url}/model.pth")
+    assert code == USER_ERROR
+    assert_one_line(err, "refused, for torch")
+
+
+# ----------------------------------------------------------------------------------------- broken, or not of this model
 
 
 def test_row_30_a_missing_checkpoint(dinox, tmp_path):
@@ -148,6 +178,68 @@ def test_row_30_one_shape_that_differs(dinox, tmp_path):
     assert_one_line(err, "a.pth is not of this model", "box_head.weight: (4, 9) in the file, (4, 8) in the model")
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.pth", {"model": {3: torch.zeros(1)}}, "expected texts as names of tensors, got 3 (int)"),
+        ("a.pth", {3: torch.zeros(1)}, "expected texts as names of tensors, got 3 (int)"),
+        ("a.pth", {"model": {"a": torch.eye(4).to_sparse()}}, "numbers as 'a', got one of the layout torch.sparse_coo"),
+        ("a.pth", {"model": {"a": torch.zeros(2, device="meta")}}, "numbers as 'a', got one without values"),
+        ("a.pth", {"model": {"a": "text"}}, "expected a dense tensor of numbers as 'a', got str"),
+        ("a.pkl", {"a": np.array(["text"])}, "numbers as 'a', got an array of <U4"),
+        ("a.pkl", {"a": np.array(["text", None], dtype=object)}, "numbers as 'a', got an array of object"),
+        ("a.pkl", {3: np.zeros(1)}, "expected texts as names of tensors, got 3 (int)"),
+        ("a.pkl", {"blobs": {3: np.zeros(1)}}, "expected texts as names of tensors, got 3 (int)"),
+        ("a.pkl", {"blobs": [1]}, "a.pkl"),
+    ],
+)
+@pytest.mark.parametrize("command", ["eval", "convert"])
+def test_row_30_what_no_model_can_hold(dinox, tmp_path, command, name, content, message):
+    path = tmp_path / name
+    if name.endswith(".pkl"):
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    if command == "eval":
+        code, _, err = evaluate(dinox, path)
+    else:
+        code, _, err = dinox("convert", path, tmp_path / "out.pth", "--config-file", DINO, *SMALL)
+    assert code == USER_ERROR
+    assert_one_line(err, path, message)
+
+
+LINEAR = "model:\n  _target_: torch.nn.Linear\n  in_features: 2\n  out_features: 2\n"
+MAPPER = "dataloader:\n  test:\n    mapper:\n      augmentations: "
+RESIZE = "{_target_: dinox.data.resize_augmentation, short_edge: 64, max_size: 64}"
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (f"model: x\n{MAPPER}{RESIZE}", "'model': expected a part with a _target_"),
+        (f"model: [1]\n{MAPPER}{RESIZE}", "'model': expected a part with a _target_"),
+        (f"{LINEAR.replace('  in_features: 2', '')}\n{MAPPER}{RESIZE}", "'model' cannot be built (TypeError: "),
+        (f"{LINEAR.replace('2', '-6')}\n{MAPPER}{RESIZE}", "'model' cannot be built (RuntimeError: "),
+        (f"{LINEAR}\n{MAPPER}3", "'dataloader.test.mapper.augmentations' cannot be built (TypeError: "),
+        (f"{LINEAR}\n{MAPPER}x", "'dataloader.test.mapper.augmentations' cannot be built (AssertionError"),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "convert"])
+def test_row_30_a_config_inside_that_builds_nothing(dinox, tmp_path, command, config, message):
+    path, photo = tmp_path / "a.pth", tmp_path / "photo.png"
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "dinox": {"config": config}}, path)
+    Image.new("RGB", (64, 64)).save(photo)
+    if command == "predict":
+        code, _, err = dinox("predict", photo, "--weights", path, "--output", tmp_path / "out")
+    elif "augmentations'" in message:
+        return  # which only images need
+    else:
+        code, _, err = dinox("convert", path, tmp_path / "out.pth", "--from", "dinox")
+    assert code == USER_ERROR
+    assert_one_line(err, f"{path} (its config)", message)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_row_30_weights_that_are_not_numbers(dinox, tmp_path, value):
     save(tmp_path / "a.pth", box_head_bias=torch.tensor([0, value, 0, 0]))
@@ -183,7 +275,7 @@ def test_row_30_class_heads_of_other_classes_are_a_table_in_the_log(dinox, tmp_p
     assert ["class_head.weight", "80", "6"] in lines and ["class_head.bias", "80", "6"] in lines
 
 
-# ------------------------------------------------------------------------------------------------------------- row 31
+# -------------------------------------------------------------------------------------------------- downloads that fail
 
 
 @pytest.fixture

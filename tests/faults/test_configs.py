@@ -1,4 +1,4 @@
-"""Rows 28 and 29 of the fault catalogue: configs with mistakes in them, and yaml that wants to run something."""
+"""Configs with mistakes in them, and yaml that wants to run something."""
 
 import os
 import sys
@@ -51,7 +51,7 @@ def train(dinox, output_dir):
     return run
 
 
-# --------------------------------------------------------------------------------------------------- row 28: mistakes
+# ------------------------------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_row_28_a_mistake_in_a_yaml_config_is_told_with_its_line(train, tmp_path
     assert_one_line(train(file), place, *parts)
 
 
-# ---------------------------------------------------------------------------------------- row 29: yaml that runs things
+# ------------------------------------------------------------------------------------------------ yaml that runs things
 
 
 @pytest.fixture
@@ -155,6 +155,17 @@ def bad_yaml(tmp_path):
         ("extra: [{{a: {{_target_: torch.load, f: x}}}}]", ["'extra.0.a._target_': 'torch.load'", "is refused"]),
         ("extra: {{_target_: {{_target_: functools.partial}}}}", ["'extra._target_': expected the dotted name"]),
         ("extra: {{_target_: dinox.modeling.DetectionTransformer, cfg: {{}}}}", ["'extra.cfg' is refused"]),
+        (
+            "extra: {{_target_: timm.models.repghost.repghost_model_convert, model: {{_target_: torch.nn.Identity}}, "
+            "save_path: {canary}}}",
+            ["'timm.models.repghost.repghost_model_convert' is refused"],
+        ),
+        ('extra: {{_target_: timm.create_model, model_name: "local-dir:/x\\n"}}', ["'extra.model_name'", "is refused"]),
+        (
+            "extra: {{_target_: torch.nn.Linear, 3: 1}}",
+            ["'extra.3': expected the name of an argument of Linear"],
+        ),
+        ("extra: !!bool x", ["expected a bool, got 'x'"]),
         ("extra: ${{oc.env:HOME}}", ["'${oc.env:HOME}' is refused", "Nothing was evaluated"]),
     ],
 )

@@ -1,5 +1,4 @@
-"""Evaluation without detections, with detections of unknown classes, and beside crowds; two runs in one folder (fault
-catalogue, rows 23 and 39)."""
+"""Evaluation without detections, with detections of unknown classes, and beside crowds; two runs in one folder."""
 
 import json
 import os

@@ -27,7 +27,7 @@ def predictor(tmp_path):
     return Predictor(write_checkpoint(tmp_path / "model.pth"), config=marker_config(), device="cpu")
 
 
-# ------------------------------------------------------------------------------------------------------ row 40: misuse
+# ----------------------------------------------------------------------------------------------------- what is no image
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,9 @@ def predictor(tmp_path):
         (b"\xff\xd8\xff", r"expected a path.*got bytes: open them with PIL\.Image\.open"),
         ({"image": CHW}, r"expected a path.*got a dict"),
         (7, r"expected a path.*got the number 7"),
+        (None, r"image 0: expected a path.*got None, which cv2\.imread gives for a file that is not there"),
+        (torch.zeros(3, 6, 8, dtype=torch.uint8).to_sparse(), TENSOR + r".*dense.*got one of torch.uint8 and torch.sp"),
+        (torch.zeros(3, 6, 8, dtype=torch.uint8, device="meta"), TENSOR + r".*with values, got one without values"),
         (Image.new("F", (8, 6)), r"image 0: a PIL image of the mode 'F' has no range.*'L'"),
         (Image.new("RGB", (0, 6)), r"image 0: the PIL image is empty: 0 x 6"),
     ],
@@ -61,6 +64,24 @@ def predictor(tmp_path):
 def test_row_40_what_is_no_image_is_an_error_that_says_what_is(predictor, image, message):
     with pytest.raises(DataError, match=message):
         list(predictor(image))
+
+
+@pytest.mark.parametrize("image", [None, b"\xff\xd8", bytearray(2), 3, {"image": CHW}])
+def test_row_40_what_is_no_image_is_an_error_at_once(predictor, image):
+    with pytest.raises(DataError, match="expected a path, a PIL image, a numpy array"):
+        predictor(image)
+
+
+@pytest.mark.parametrize("weights", [None, b"model.pth", 3])
+def test_row_40_weights_that_are_no_path(weights):
+    with pytest.raises(ValueError, match="weights: expected the path of a checkpoint or of an exported model, got"):
+        Predictor(weights)
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "xpu"])
+def test_row_40_a_device_that_is_not_there(tmp_path, device):
+    with pytest.raises(ValueError, match=f"device: .*'{device}'"):
+        Predictor(write_checkpoint(tmp_path / "model.pth"), config=marker_config(), device=device)
 
 
 GRAY = IMAGE[:, :, 0]
@@ -111,7 +132,7 @@ def test_row_40_a_device_that_is_not_there_is_an_error_and_only_then(tmp_path):
     assert len(Predictor(weights, config=marker_config())(IMAGE)) == 1
 
 
-# ------------------------------------------------------------------------------------- rows 1 to 4: files that are none
+# -------------------------------------------------------------------------------------------------- files that are none
 
 
 def jpeg():
@@ -128,7 +149,7 @@ def jpeg():
         (b"<!DOCTYPE html><html>404</html>", "web page"),
         (None, "No such file or directory"),
     ],
-    ids=["row 1: truncated", "row 2: empty", "row 2: HTML", "row 3: missing"],
+    ids=["truncated", "empty", "HTML", "missing"],
 )
 def test_row_01_to_03_a_file_that_is_no_image_is_an_error_with_its_path(predictor, tmp_path, content, message):
     path = tmp_path / "photo.jpg"
@@ -143,7 +164,7 @@ def test_row_04_a_folder_is_no_image(predictor, tmp_path):
         predictor(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ rows 10 and 11: sizes
+# ---------------------------------------------------------------------------------------------------------------- sizes
 
 
 def write_png_header(path, *, height, width):

@@ -1,6 +1,6 @@
-"""Crowds, empty images and too many objects (fault catalogue, rows 23 to 25).
+"""Crowds, empty images and too many objects.
 
-Of row 24, one rank or all of two without objects: tests/modeling/test_distributed.py.
+One rank or all of two without objects: tests/modeling/test_distributed.py.
 """
 
 import json
@@ -52,7 +52,7 @@ def test_row_23_crowds_are_counted_and_no_targets(dinox, config, output_dir, tmp
     assert [len(mapper(record)["instances"]) for record in records] == [1, 1, 0, 1, 1, 1, 1, 1]
 
 
-# The evaluator's side of row 23: tests/faults/test_evaluation.py.
+# The evaluator's side of crowds: tests/faults/test_evaluation.py.
 
 
 def test_row_24_training_on_nothing_but_empty_images(train, output_dir, tmp_path):

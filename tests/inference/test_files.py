@@ -130,14 +130,19 @@ def test_files_that_are_there_are_not_overwritten_unless_told(make_predictor, tm
 def test_inputs_are_never_overwritten(make_predictor, tmp_path):
     path = write(tmp_path / "a.png")
     outputs = Outputs(folder=tmp_path, overwrite=True)
-    with pytest.raises(ValueError, match=r"a\.png \(what is found in .*\) would overwrite what this command reads, .*a\.png \(an input\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.png \(what is found in .*\) would overwrite what this command reads, .*a\.png \(an input\)",
+    ):
         predict_files(make_predictor(), find_inputs([str(path)]), outputs)
 
 
 def test_two_inputs_for_one_picture_are_an_error(make_predictor, tmp_path):
     for name in ("a.bmp", "a.bmp.png"):
         write(tmp_path / "in" / name)
-    with pytest.raises(ValueError, match=r"a\.bmp and what is found in .*a\.bmp\.png would both be written to .*a\.bmp\.png"):
+    with pytest.raises(
+        ValueError, match=r"a\.bmp and what is found in .*a\.bmp\.png would both be written to .*a\.bmp\.png"
+    ):
         predict_files(make_predictor(), find_inputs([str(tmp_path / "in")]), Outputs(folder=tmp_path / "out"))
 
 
@@ -224,8 +229,14 @@ def test_no_detections_are_an_empty_list(make_predictor, tmp_path):
             lambda folder: (folder / "annotations.json").write_text('{"images": [{}]}'),
             r"annotations\.json: .*file_name",
         ),
+        (
+            lambda folder: (folder / "annotations.json").write_text(
+                '{"images": [{"id": 7, "file_name": ""}], "categories": [], "annotations": []}'
+            ),
+            r"annotations\.json: image 7: expected the name of a file as 'file_name', got ''",
+        ),
     ],
-    ids=["unknown image", "unknown class", "no object", "no ids"],
+    ids=["unknown image", "unknown class", "no object", "no ids", "no name"],
 )
 def test_a_json_that_does_not_fit_is_an_error_before_anything_is_done(make_predictor, tmp_path, change, message):
     json_file = ground_truth(tmp_path / "in")

@@ -113,6 +113,18 @@ def test_a_model_trained_on_images_as_they_are_stored_gets_them_so(tmp_path):
     assert box_of(instances) == pytest.approx(RED, abs=1.5)
 
 
+def test_the_weights_are_read_once(tmp_path, monkeypatch):
+    reads, load = [], torch.load
+
+    def counted(*args, mmap=False, **kwargs):
+        reads.append(mmap)
+        return load(*args, mmap=mmap, **kwargs)
+
+    monkeypatch.setattr(torch, "load", counted)
+    Predictor(write_checkpoint(tmp_path / "model.pth", marker_config()), allow_targets=ALLOWED)
+    assert sorted(reads) == [False, True]  # mapped, nothing is read but the description
+
+
 def test_scores_and_classes_select(make_predictor):
     image = picture(red=RED, blue=BLUE)
     assert make_predictor()(image).pred_classes.tolist() == [0, 1]
@@ -224,3 +236,19 @@ def test_a_real_detector_gives_the_same_as_its_data_loader(tmp_path):
     assert (got["height"], got["width"]) == (77, 93)
     [output] = MarkerDetector().eval()([expected])
     assert torch.equal(predictor(path).pred_boxes.tensor, output["instances"].pred_boxes.tensor)
+
+
+def test_an_exported_program_has_to_be_trusted(tmp_path, monkeypatch):
+    read = []
+
+    class Program:
+        resize, input_format, class_names = None, "RGB", ("red",)
+
+        def __init__(self, path, *, device):
+            read.append(path)
+
+    monkeypatch.setitem(EXPORTED, ".pt2", Program)
+    with pytest.raises(ValueError, match=r"model\.pt2: a torch\.export program can run code.*--trust-program"):
+        Predictor("model.pt2")
+    assert read == []
+    assert Predictor("model.pt2", trust_program=True).class_names == ("red",)

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -75,6 +76,33 @@ def test_import_errors_of_the_parts_are_explained(monkeypatch):
 def test_no_detectron2_at_all_is_said_with_the_ways_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
     with pytest.raises(ImportError, match=r"dinox extends detectron2, which cannot be imported here.*make setup"):
+        require_detectron2()
+
+
+@pytest.mark.parametrize(
+    "line, cause",
+    [
+        ("raise AttributeError(\"module 'numpy' has no attribute 'bool'\")", "numpy 1.24 removed"),
+        ("import no_such_package", "No module named 'no_such_package'"),
+        ("raise RuntimeError('surprise')", "RuntimeError: surprise"),
+    ],
+)
+def test_the_first_import_is_explained_as_well(tmp_path, monkeypatch, line, cause):
+    (tmp_path / "detectron2").mkdir()
+    (tmp_path / "detectron2" / "__init__.py").write_text(line + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "detectron2"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError) as caught:
+        require_detectron2()
+    assert f"the detectron2 in {tmp_path / 'detectron2'}" in str(caught.value)
+    assert cause in str(caught.value) and "Cure: " in str(caught.value)
+
+
+def test_a_folder_of_that_name_is_no_detectron2(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=None))
+    monkeypatch.setattr(importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no data in it")))
+    with pytest.raises(ImportError, match=r"dinox extends detectron2, which cannot be imported here"):
         require_detectron2()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dinox.utils.download import DownloadError, fetch
+from dinox.utils.download import DownloadError, _SafeRedirects, fetch, is_web_address, names_digest
 
 from .http_server import CONTENT, SHA256, http_server
 
@@ -95,7 +95,8 @@ def test_only_https_leaves_this_machine(url):
 
 
 @pytest.mark.parametrize(
-    "url", ["https://example.com", "https://example.com/../a.pth", "https://example.com/a/%2e%2e/b"]
+    "url",
+    ["https://example.com", "https://example.com/../a.pth", "https://example.com/a/%2e%2e/b", "https://a.com/b%00.pth"],
 )
 def test_addresses_cannot_name_files_outside_of_the_cache(url, cache):
     with pytest.raises(DownloadError, match="expected the address of a file"):
@@ -103,7 +104,9 @@ def test_addresses_cannot_name_files_outside_of_the_cache(url, cache):
     assert not cache.exists() or cached_files(cache.parent) == []
 
 
-@pytest.mark.parametrize("fragment", ["md5=0123456789", "sha256=xyz", "sha256=12"])
+@pytest.mark.parametrize(
+    "fragment", ["md5=0123456789", "sha256=xyz", "sha256=12", f"sha256={SHA256[:8]}", f"sha256={SHA256}0"]
+)
 def test_a_digest_of_another_kind_is_an_error(fragment):
     with pytest.raises(DownloadError, match="expected #sha256=HEX"):
         fetch(f"https://example.com/a.pth#{fragment}")
@@ -147,3 +150,35 @@ def test_detectron2s_cache_is_used_for_its_files(cache):
     path.write_bytes(b"there already")
     url = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/torchvision/R-50.pkl"
     assert fetch(url) == str(path)
+
+
+@pytest.mark.parametrize("second", ["a.pth/b.pth", "c" * 300 + ".pth"])
+def test_what_the_cache_has_no_place_for_is_an_error(server, cache, second):
+    fetch(f"{server[0]}/a.pth")
+    with pytest.raises(
+        DownloadError, match=r"cannot be kept: (Not a directory|File exists|File name too long).*the path"
+    ):
+        fetch(f"{server[0]}/{second}")
+    assert cached_files(cache) == ["a.pth"]
+
+
+def test_a_page_cannot_lead_to_a_server_on_this_machine():
+    request = urllib.request.Request("https://example.com/model.pth")
+    with pytest.raises(
+        DownloadError, match=r"example\.com/model\.pth: refused, for it leads to http://127\.0\.0\.1:80/"
+    ):
+        _SafeRedirects().redirect_request(request, None, 302, "Found", {}, "http://127.0.0.1:80/secret")
+    request = urllib.request.Request("http://localhost/model.pth")
+    found = _SafeRedirects().redirect_request(request, None, 302, "Found", {}, "http://127.0.0.1:80/model.pth")
+    assert found.full_url == "http://127.0.0.1:80/model.pth"
+
+
+def test_schemes_are_told_in_any_case(server, cache):
+    assert is_web_address("HTTPS://example.com/a.pth") and not is_web_address("https.pth")
+    assert Path(fetch(server[0].replace("http", "HTTP") + "/model.pth")).read_bytes() == CONTENT
+
+
+def test_only_a_whole_digest_in_the_address_says_what_the_file_is():
+    assert names_digest(f"https://example.com/a.pth#sha256={SHA256}")
+    assert not names_digest(f"https://example.com/a#sha256={SHA256}.pth")
+    assert not names_digest(f"https://download.pytorch.org/a-{SHA256}.pth")

@@ -22,6 +22,7 @@ dataloader.train = L(build_train_loader)(
         augmentations=L(detr_augmentation)(),
         image_format="RGB",
         exif="apply",
+        max_pixels=None,
         num_classes="${model.num_classes}",  # of the whole config
     ),
     total_batch_size=16,
@@ -42,6 +43,7 @@ dataloader.test = L(build_detection_test_loader)(
         augmentations=L(resize_augmentation)(),
         image_format="${...train.mapper.image_format}",
         exif="${...train.mapper.exif}",
+        max_pixels="${...train.mapper.max_pixels}",
     ),
     num_workers=4,
 )

@@ -1,14 +1,9 @@
 """What is installed, what runs, and what is missing."""
 
 from dinox.analysis.environment.operators import operators_section, processors_section
-from dinox.analysis.environment.report import EnvironmentReport, Problem, Section
-from dinox.analysis.environment.software import (
-    differences_section,
-    optional_section,
-    settings_section,
-    software_section,
-)
 from dinox.analysis.environment.storage import datasets_section, disk_section, weights_section
+from dinox.utils.environment_report import EnvironmentReport, Problem, Section
+from dinox.utils.software import differences_section, optional_section, settings_section, software_section
 
 __all__ = ["EnvironmentReport", "Problem", "Section", "examine_environment"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from dinox.analysis.environment.cuda_binaries import Architectures, read_architectures
-from dinox.analysis.environment.report import Problem, Section
 from dinox.ops import why_reference
 from dinox.ops.library import load_extension
+from dinox.utils.environment_report import Problem, Section
 
 _ISAS = {
     "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},

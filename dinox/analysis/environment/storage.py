@@ -8,7 +8,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from iopath.common.file_io import get_cache_dir
 
-from dinox.analysis.environment.report import Problem, Section
+from dinox.utils.environment_report import Problem, Section
 
 DATASETS = (
     "dinox_shapes_train",

@@ -118,37 +118,28 @@ def convert_file(
     nothing is written.
     """
     _check_targets(path, output, dump, overwrite=overwrite, partial=partial, certify_with=certify_with)
-    file = local_file(path)
-    checkpoint = read_checkpoint(file.path, trusted=file.verified)
-    entry, foreign = pick_weights(checkpoint, path=path, ema=ema)
-    guessed = source is None
-    source, conversion = _convert(foreign, source, category_ids, path)
+    file = _read_file(path, source=source, category_ids=category_ids, ema=ema)
     origin = f"{path} (its config)" if cfg_origin is None else cfg_origin
     with explained(origin, "model"):
-        settings = _apply_settings(cfg, conversion, fixed)
+        settings = _apply_settings(cfg, file.conversion, fixed)
     model = build_model(cfg, origin=origin).cpu()
-    weights, comparison = _fit(model, conversion, path, partial=partial)
+    weights, comparison = _fit(model, file.conversion, path, partial=partial)
     written = weights if target == OURS else write(weights, target)
-    model.load_state_dict(weights, strict=False)
-    found = _certify(model, certify_with, tolerance, conversion)
+    found = _certify(model, certify_with, tolerance, file.conversion)
     if dump is not None:
         certificate.write_dump(dump, certificate.compute_dump(model, certificate.make_images()))
-    description = None
-    if target == OURS and not _is_backbone(conversion):
-        names = parse_description(checkpoint.get(ENTRY, {}), origin=path).class_names
-        description = describe(cfg, names or _class_names(cfg, conversion))
-    write_checkpoint(output, written, description=description)
+    write_checkpoint(output, written, description=_description(cfg, file) if target == OURS else None)
     return ConversionReport(
         path=path,
         output=output,
-        source=source,
-        guessed=guessed,
+        source=file.source,
+        guessed=source is None,
         target=target,
-        entry=entry,
+        entry=file.entry,
         settings=settings,
         comparison=comparison,
-        conversion=conversion,
-        notes=list(_notes(cfg, conversion, foreign, target)),
+        conversion=file.conversion,
+        notes=list(_notes(cfg, file.conversion, file.weights, target)),
         certificate=found,
         size=os.path.getsize(output),
     )
@@ -181,6 +172,26 @@ def conversion_files(
     return outputs, inputs
 
 
+@dataclass(frozen=True)
+class _File:
+    """What a file holds. weights: under its own names. class_names: None if it does not say them."""
+
+    source: str
+    entry: str
+    weights: Mapping[str, Tensor]
+    conversion: Conversion
+    class_names: Sequence[str] | None
+
+
+def _read_file(path: str, *, source: str | None, category_ids: Sequence[int] | None, ema: bool) -> _File:
+    local = local_file(path)
+    checkpoint = read_checkpoint(local.path, trusted=local.verified)
+    entry, weights = pick_weights(checkpoint, path=path, ema=ema)
+    source, conversion = _convert(weights, source, category_ids, path)
+    names = parse_description(checkpoint.get(ENTRY, {}), origin=path).class_names
+    return _File(source, entry, weights, conversion, names)
+
+
 def _convert(
     foreign: Mapping[str, Tensor], source: str | None, category_ids: Sequence[int] | None, path: str
 ) -> tuple[str, Conversion]:
@@ -196,18 +207,18 @@ def _is_backbone(conversion: Conversion) -> bool:
     return conversion.origin is not None and conversion.origin.is_backbone
 
 
-def _fit(
-    model: nn.Module, conversion: Conversion, path: str, *, partial: bool
-) -> tuple[dict[str, Tensor], Comparison]:
-    """The weights that the model takes. Raises CheckpointError unless file and model fit each other, or in part if that
-    is allowed."""
+def _fit(model: nn.Module, conversion: Conversion, path: str, *, partial: bool) -> tuple[dict[str, Tensor], Comparison]:
+    """Fill the model, and return the weights that it took. Raises CheckpointError unless file and model fit each other,
+    or in part if that is allowed."""
     weights = fit_counters(model, conversion.weights)
     comparison = compare_weights(model, weights, backbone_only=_is_backbone(conversion))
     if not comparison.is_exact and not partial:
         raise CheckpointError(f"checkpoint {path}: {_explain(comparison, conversion)}")
     if not comparison.used:
         raise CheckpointError(f"checkpoint {path}: {comparison.summary()}. There is nothing to write")
-    return {name: weights[name] for name in comparison.used}, comparison
+    used = {name: weights[name] for name in comparison.used}
+    model.load_state_dict(used, strict=False)
+    return used, comparison
 
 
 def _certify(
@@ -223,11 +234,7 @@ def _certify(
 def _apply_settings(cfg: DictConfig, conversion: Conversion, fixed: Sequence[str]) -> list[str]:
     """Set in ``cfg`` what the source's models compute otherwise, and say what was set."""
     settings = _settings_of(conversion)
-    texts = [
-        f"{key}={value}"
-        for key, value in settings.items()
-        if key not in fixed and _differs(cfg, key, value)
-    ]
+    texts = [f"{key}={value}" for key, value in settings.items() if key not in fixed and _differs(cfg, key, value)]
     apply_overrides(cfg, texts)
     return texts
 
@@ -273,6 +280,13 @@ def _notes(cfg: DictConfig, conversion: Conversion, foreign: Mapping[str, Tensor
             if _differs(cfg, key, value):
                 own = _argument(cfg, key)
                 yield f"{target} computes with {key.rpartition('.')[2]}={value}, this model with {own}: set it there"
+
+
+def _description(cfg: DictConfig, file: _File) -> dict[str, Any] | None:
+    """What the written file says about itself; a backbone alone is nobody's model."""
+    if _is_backbone(file.conversion):
+        return None
+    return describe(cfg, file.class_names or _class_names(cfg, file.conversion))
 
 
 def _class_names(cfg: DictConfig, conversion: Conversion) -> list[str] | None:

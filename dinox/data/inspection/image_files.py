@@ -19,9 +19,6 @@ from dinox.data.problems import Place, Problem
 _WORTH_A_LISTING = 16
 """Files in one folder from which on reading the folder is faster than asking for each file."""
 
-_MIRRORED = (2, 3, 4)
-"""EXIF orientations that keep width and height, so that a json does not tell what it was made for."""
-
 _CONVERSIONS = {
     Conversion.DEPTH: ("deep-image", "gray with more than 8 bits per pixel, which are scaled to 8"),
     Conversion.ALPHA: ("alpha-image", "with transparency, which is dropped"),
@@ -31,12 +28,31 @@ _CONVERSIONS = {
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """One image of the json, and what its file's header says (None if it cannot be read: ``error`` says why)."""
+    """One image of the json, and what its file's header says (None if it cannot be read: ``error`` says why).
+
+    exif: what training does with the orientation, "apply" or "ignore".
+    """
 
     image: dict
     path: str
     file: ImageFile | None
     error: DataError | None = None
+    exif: str = "apply"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of what training reads."""
+        return self.file.stored_size if self.exif == "ignore" else (self.file.width, self.file.height)
+
+    @property
+    def is_turned(self) -> bool:
+        """Does EXIF turn it by 90 degrees, so that its size is another one?"""
+        return self.file.stored_size != (self.file.width, self.file.height)
+
+    @property
+    def is_rotated(self) -> bool:
+        """Does the json have the size of the image as it is stored, but training turns it, or the other way round?"""
+        return self.is_turned and (self.image.get("width"), self.image.get("height")) == self.size[::-1]
 
 
 def readable_entries(source: DatasetSource, *, allow_outside: bool) -> list[dict]:
@@ -101,11 +117,15 @@ def open_images(
     images: Sequence[dict],
     *,
     decode: bool = False,
+    exif: str = "apply",
     max_pixels: int | None = None,
     workers: int = 8,
     progress: bool = False,
 ) -> list[OpenedImage]:
-    """Read the header of every image, in threads; with ``decode`` the pixels too, which finds damage in the middle."""
+    """Read the header of every image, in threads; with ``decode`` the pixels too, which finds damage in the middle.
+
+    ``exif``, ``max_pixels``: as in ``DetectionMapper``.
+    """
 
     def open_one(image: dict) -> OpenedImage:
         path = source.path(image["file_name"])
@@ -114,8 +134,8 @@ def open_images(
             if decode:
                 read_image(path, max_pixels=max_pixels)
         except DataError as error:
-            return OpenedImage(image, path, None, error)
-        return OpenedImage(image, path, header)
+            return OpenedImage(image, path, None, error, exif)
+        return OpenedImage(image, path, header, None, exif)
 
     return _in_threads(open_one, images, workers=workers, label="opening images" if progress else None)
 
@@ -143,6 +163,7 @@ def find_file_problems(opened: Iterable[OpenedImage]) -> list[Problem]:
         *_problem("unreadable-file", "left out", places["unreadable-file"], "Replace the files, or remove them."),
         *_problem("unusable-file", "error", places["unusable-file"], "Convert the files, or remove them."),
         *_problem("rotated-image", "error", places["rotated-image"], f"{fix} Or set mapper.exif=ignore."),
+        *_problem("shown-size", "error", places["shown-size"], "Set mapper.exif=apply, if their boxes are of it too."),
         *_problem(
             "wrong-size", "error", places["wrong-size"], f"{fix} It leaves those whose boxes may be of another scale."
         ),
@@ -160,23 +181,21 @@ def _file_faults(opened: OpenedImage) -> Iterator[tuple[str, str]]:
         return
     file, image = opened.file, opened.image
     size = (image.get("width"), image.get("height"))
-    if all(map(is_size, size)) and size != (file.width, file.height):
-        detail = f"the json says {size[0]} x {size[1]} (width x height), the file is {file.width} x {file.height}"
-        if is_rotated(image, file):
-            yield "rotated-image", f"{detail} with its EXIF orientation {file.orientation} applied"
-        else:
+    if all(map(is_size, size)) and size != opened.size:
+        width, height = opened.size
+        detail = f"the json says {size[0]} x {size[1]} (width x height), the file is {width} x {height}"
+        if not opened.is_rotated:
             yield "wrong-size", detail
-    if file.orientation in _MIRRORED:
+        elif opened.exif == "ignore":
+            yield "shown-size", f"{detail} without its EXIF orientation {file.orientation} (mapper.exif=ignore)"
+        else:
+            yield "rotated-image", f"{detail} with its EXIF orientation {file.orientation} applied"
+    if opened.exif == "apply" and file.orientation != 1 and not opened.is_turned:
+        # Mirrored, upside down, or turned and square: the json's size does not tell what its boxes were made for.
         yield "mirrored-image", f"EXIF orientation {file.orientation}: boxes have to be of the image as it is shown"
     for conversion, (kind, text) in _CONVERSIONS.items():
         if conversion in file.conversions:
             yield kind, text
-
-
-def is_rotated(image: dict, file: ImageFile) -> bool:
-    """Does the json have the size of the image as it is stored, which EXIF turns by 90 degrees?"""
-    stored = file.stored_size
-    return stored != (file.width, file.height) and (image.get("width"), image.get("height")) == stored
 
 
 def _problem(kind: str, severity: str, places: list[Place], cure: str) -> list[Problem]:

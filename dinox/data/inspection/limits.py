@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES
+from dinox.data.skipping import DEFAULT_MAX_BAD
+
 
 @dataclass(frozen=True)
 class ModelLimits:
     """Numbers of a config; None where it has none.
 
     denoising_objects: objects per image that denoising has room for. short_edge, max_size: of training images, after
-    the augmentation's largest resize. images_per_step: of all GPUs together.
+    the augmentation's largest resize. images_per_step: of all GPUs together. max_bad_boxes, max_bad: the shares of the
+    annotations and images that training may leave out; validation_max_bad_boxes: that evaluation may. filter_empty:
+    whether images without objects are not trained on.
     """
 
     config: str
@@ -25,6 +30,10 @@ class ModelLimits:
     short_edge: int | None = None
     max_size: int | None = None
     images_per_step: int | None = None
+    max_bad_boxes: float = DEFAULT_MAX_BAD_BOXES
+    max_bad: float = DEFAULT_MAX_BAD
+    validation_max_bad_boxes: float = 0
+    filter_empty: bool = True
 
     @classmethod
     def of(cls, cfg: DictConfig, *, name: str) -> ModelLimits:
@@ -39,6 +48,10 @@ class ModelLimits:
             short_edge=short_edge,
             max_size=max_size,
             images_per_step=_number(cfg, "dataloader.train.total_batch_size"),
+            max_bad_boxes=_value(cfg, "dataloader.train.dataset.max_bad_boxes", DEFAULT_MAX_BAD_BOXES),
+            max_bad=_value(cfg, "dataloader.train.max_bad", DEFAULT_MAX_BAD),
+            validation_max_bad_boxes=_value(cfg, "dataloader.test.dataset.max_bad_boxes", DEFAULT_MAX_BAD_BOXES),
+            filter_empty=_value(cfg, "dataloader.train.dataset.filter_empty", True),
         )
 
 
@@ -65,6 +78,11 @@ def _training_size(cfg: DictConfig) -> tuple[int | None, int | None]:
 def _number(cfg: DictConfig, key: str) -> int | None:
     value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
     return value if isinstance(value, int) else None
+
+
+def _value(cfg: DictConfig, key: str, default: float) -> float:
+    value = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+    return default if value is None else value
 
 
 def _target(node: DictConfig | None):

@@ -64,7 +64,7 @@ def as_data(report: DatasetReport) -> dict[str, Any]:
         "dataset": report.name,
         "json_file": report.json_file,
         "image_root": report.image_root,
-        "opened_images": report.opened,
+        "opened_images": len(report.opened),
         "problems": [
             {
                 "kind": problem.kind,
@@ -116,7 +116,7 @@ def _dataset(report: DatasetReport) -> Iterator[str]:
 def _images_in(report: DatasetReport) -> str:
     if report.image_root is None and report.json_file is not None:
         return "not looked for; say where they are with --images FOLDER"
-    opened = f"{report.opened:,} opened" if report.opened else "looked for, not opened"
+    opened = f"{len(report.opened):,} opened" if report.opened else "looked for, not opened"
     return f"{opened}, {f'in {report.image_root}' if report.image_root else 'at their own paths'}"
 
 
@@ -221,10 +221,13 @@ def _what_to_do(report: DatasetReport) -> Iterator[str]:
         elif not report.opened:
             yield "Image files were not opened: --open-images compares their sizes, --decode-images finds damaged ones."
         return
+    total = sum(len(problem.places) for problem in faults)
     kinds = ", ".join(dict.fromkeys(problem.kind for problem in faults))
-    yield from _wrapped(f"{sum(len(problem.places) for problem in faults):,} faults: {kinds}.", indent="")
-    if any(problem.severity == "error" for problem in faults):
-        yield "Training stops at the errors: mend them first."
+    yield from _wrapped(f"{total:,} fault{'' if total == 1 else 's'}: {kinds}.", indent="")
+    if report.stops_training:
+        is_error = any(problem.severity == "error" for problem in faults)
+        what = "the errors: mend them" if is_error else "what stops evaluation on the validation data: mend it"
+        yield f"Training stops at {what} first."
     else:
         yield "Training can start; it leaves out what it cannot use."
-    yield "--csv FILE lists every one of them, --fix NEW.json writes a json without those that can be mended."
+    yield "--csv FILE lists every one of them, --fix NEW.json writes a json with those mended that can be."

@@ -2,7 +2,6 @@
 
 import math
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +21,13 @@ _IMAGE_FOLDERS = (".", "images", "../images")
 @dataclass(frozen=True)
 class DatasetSource:
     """name: as it was given. json_file: None for datasets of another kind. image_root: what file names are relative to;
-    None: not known. coco: images, annotations and categories. seconds: that reading took.
+    None: not known. coco: images, annotations and categories.
     """
 
     name: str
     json_file: str | None
     image_root: str | None
     coco: dict
-    seconds: float
 
     @property
     def title(self) -> str:
@@ -51,7 +49,6 @@ def load_source(dataset: str | os.PathLike, *, image_root: str | os.PathLike | N
 
     Raises DataError if there is no such dataset, or it cannot be read at all.
     """
-    started = time.perf_counter()
     name = os.fspath(dataset)
     if name in DatasetCatalog.list():
         json_file, coco = _read_registered(name)
@@ -67,7 +64,7 @@ def load_source(dataset: str | os.PathLike, *, image_root: str | os.PathLike | N
     if image_root is None and json_file is not None:
         image_root = _find_images(Path(json_file), coco)
     root = None if image_root is None else os.fspath(image_root)
-    return DatasetSource(name, json_file, root, coco, time.perf_counter() - started)
+    return DatasetSource(name, json_file, root, coco)
 
 
 def _read_registered(name: str) -> tuple[str | None, dict]:

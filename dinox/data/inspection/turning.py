@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
+from dinox.data.problems import shown
+
 _MASK_TURNS = {
     5: lambda mask: mask.T,
     6: lambda mask: np.rot90(mask, -1),
@@ -38,17 +40,30 @@ def turn_box(box: Sequence[float], *, width: float, height: float, orientation: 
     return _plain([*low, box_height, box_width])
 
 
-def turn_annotation(annotation: dict, *, width: int, height: int, orientation: int) -> None:
-    """Turn box, polygons, mask and keypoints of a COCO annotation, in place."""
+def turn_annotation(annotation: dict, *, width: int, height: int, orientation: int) -> dict[str, str]:
+    """Turn box, polygons, mask and keypoints of a COCO annotation, in place.
+
+    Returns the fields that are malformed, and stay as they are, with the reason.
+    """
     frame = {"width": width, "height": height, "orientation": orientation}
     annotation["bbox"] = turn_box(annotation["bbox"], **frame)
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, list):
-        annotation["segmentation"] = [_turn_polygon(polygon, **frame) for polygon in segmentation]
-    elif isinstance(segmentation, dict):
-        annotation["segmentation"] = _turn_mask(segmentation, orientation)
-    if annotation.get("keypoints"):
-        annotation["keypoints"] = _turn_keypoints(annotation["keypoints"], **frame)
+    faults = {}
+    for name, turn in (("segmentation", _turn_segmentation), ("keypoints", _turn_keypoints)):
+        if not annotation.get(name):
+            continue
+        try:
+            annotation[name] = turn(annotation[name], **frame)
+        except Exception as error:  # numpy and pycocotools raise nearly anything
+            faults[name] = f"{type(error).__name__}: {error}"
+    return faults
+
+
+def _turn_segmentation(segmentation: Any, *, width: int, height: int, orientation: int) -> Any:
+    if isinstance(segmentation, dict):
+        return _turn_mask(segmentation, orientation)
+    if not isinstance(segmentation, list):
+        raise TypeError(f"expected polygons or a mask, got {shown(segmentation)}")
+    return [_turn_polygon(each, width=width, height=height, orientation=orientation) for each in segmentation]
 
 
 def _turn_polygon(polygon: Any, **frame: int) -> Any:

@@ -1,12 +1,13 @@
 """A new json without the faults that can be mended; the old one is never touched."""
 
 import json
+import time
 
 import pytest
 from PIL import Image
 
 from dinox.data import DataError, check_coco_json
-from dinox.data.inspection import FileOptions, ModelLimits, fix_dataset, inspect_dataset
+from dinox.data.inspection import FileOptions, ModelLimits, describe_fix, fix_dataset, inspect_dataset
 
 from ..coco_files import annotation, small_coco, write_coco, write_image
 
@@ -86,8 +87,111 @@ def test_boxes_of_the_stored_frame_are_turned(fix, orientation, boxes):
     assert sizes(new) == [(48, 64), (64, 48)]
     assert [each["bbox"] for each in new["annotations"][:2]] == boxes
     assert new["annotations"][2] == small_coco()["annotations"][2]
+    (kind,) = changes(report.changed)
+    assert kind[1].startswith("EXIF orientation: shown size written, boxes turned")
+
+
+def test_a_guessed_frame_is_called_a_guess(fix):
+    report, _ = fix(small_coco(), change_files=lambda folder: with_orientation(folder / "a.jpg", 6))
+    text = "EXIF orientation: shown size written, boxes turned; they are assumed to be of the stored frame: look at one"
+    assert changes(report.changed) == {("image", text): (1,)}
+    assert [(problem.kind, [place.id for place in problem.places]) for problem in report.remaining] == [
+        ("assumed-frame", [1])
+    ]
+    assert "Nothing else is wrong" not in describe_fix(report)
+
+
+def test_a_frame_that_the_boxes_tell_is_no_guess(fix):
+    coco = small_coco()
+    coco["annotations"][0]["bbox"] = [50, 10, 14, 20]  # 64 wide: not in an image of 48
+    report, new = fix(coco, change_files=lambda folder: with_orientation(folder / "a.jpg", 6))
+    assert new["annotations"][0]["bbox"] == [18, 50, 20, 14]
     text = "EXIF orientation: shown size written, boxes turned from the stored frame"
     assert changes(report.changed) == {("image", text): (1,)}
+    assert report.remaining == ()
+
+
+def test_turned_images_without_boxes_are_no_guess(fix):
+    coco = small_coco()
+    del coco["annotations"][2]
+    report, new = fix(coco, change_files=lambda folder: with_orientation(folder / "b.jpg", 6))
+    assert sizes(new) == [(64, 48), (48, 64)]
+    assert changes(report.changed) == {("image", "EXIF orientation: shown size written"): (2,)}
+    assert report.remaining == ()
+
+
+def test_square_images_that_are_turned_are_told(tmp_path):
+    coco = small_coco()
+    coco["images"][0]["width"] = 48
+    file = write_coco(tmp_path, coco)
+    with_orientation(tmp_path / "images" / "a.jpg", 6)
+    report = inspect_dataset(file, limits=ModelLimits("any"), files=FileOptions(open_images="headers"))
+    assert [place.id for each in report.problems if each.kind == "mirrored-image" for place in each.places] == [1]
+
+
+def test_with_exif_ignored_the_stored_size_is_right(tmp_path):
+    file = write_coco(tmp_path, small_coco())
+    with_orientation(tmp_path / "images" / "a.jpg", 6)
+    files = FileOptions(open_images="headers", exif="ignore")
+    assert inspect_dataset(file, limits=ModelLimits("any"), files=files).faults == []
+    report = fix_dataset(file, tmp_path / "new.json", files=files)
+    assert (report.changed, report.remaining) == ((), ())
+
+
+def test_with_exif_ignored_the_shown_size_is_wrong_and_left(tmp_path):
+    coco = small_coco()
+    file = write_coco(tmp_path, coco)
+    with_orientation(tmp_path / "images" / "a.jpg", 6)
+    coco["images"][0].update(width=48, height=64)
+    file.write_text(json.dumps(coco))
+    files = FileOptions(open_images="headers", exif="ignore")
+    report = fix_dataset(file, tmp_path / "new.json", files=files)
+    assert report.changed == () and [problem.kind for problem in report.remaining] == ["shown-size"]
+
+
+def test_the_limit_of_pixels_is_that_of_the_config(tmp_path):
+    file = write_coco(tmp_path, small_coco())
+    files = FileOptions(open_images="headers", max_pixels=100)
+    faults = inspect_dataset(file, limits=ModelLimits("any"), files=files).faults
+    assert [problem.kind for problem in faults] == ["unusable-file"]
+
+
+@pytest.mark.parametrize("name, value", [("segmentation", {"size": [48, 64]}), ("keypoints", [1, 2])])
+def test_what_cannot_be_turned_is_named_and_stays(fix, name, value):
+    coco = small_coco()
+    coco["annotations"][0].update(bbox=[50, 10, 14, 20], **{name: value})
+    report, new = fix(coco, change_files=lambda folder: with_orientation(folder / "a.jpg", 6))
+    assert new["annotations"][0]["bbox"] == [18, 50, 20, 14] and new["annotations"][0][name] == value
+    found = [(problem.kind, [place.id for place in problem.places]) for problem in report.remaining]
+    assert found == [(f"unturned-{name}", [11])]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_fields_of_evaluation_that_are_no_number_are_written(fix, tmp_path, value):
+    coco = small_coco()
+    coco["annotations"][0].update(area=value, iscrowd=value)
+    report, new = fix(coco)
+    assert (new["annotations"][0]["area"], new["annotations"][0]["iscrowd"]) == (200, 0)
+    assert report.remaining == ()
+    check_coco_json(tmp_path / "new.json", evaluated=True)
+
+
+def test_the_new_json_has_no_nan(fix, tmp_path):
+    coco = small_coco()
+    coco["annotations"][0]["score"] = float("nan")
+    report, new = fix(coco)
+    assert new["annotations"][0]["score"] is None
+    assert "NaN" not in (tmp_path / "new.json").read_text()
+    assert changes(report.changed) == {("annotation", "null written for NaN or infinity in 'score'"): (11,)}
+
+
+def test_many_ids_of_zero_take_no_time(fix):
+    coco = small_coco()
+    coco["annotations"] += [annotation(id=0, image_id=1, category_id=3, bbox=[1, 1, 5, 5]) for _ in range(150_000)]
+    began = time.process_time()
+    report, _ = fix(coco)
+    assert time.process_time() - began < 5  # not the square of their number
+    assert [problem.kind for problem in report.remaining] == ["duplicate-annotation-id"]
 
 
 def test_boxes_that_fit_the_shown_frame_only_are_kept(fix):

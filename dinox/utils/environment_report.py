@@ -43,3 +43,21 @@ class EnvironmentReport:
             }
         problems = [{"what": problem.what, "cure": problem.cure} for problem in self.problems]
         return {"ok": not problems, "problems": problems, "sections": sections}
+
+
+_LEAST_WIDTH = 18  # of names, so that the values of most sections stand in one column
+
+
+def format_report(report: EnvironmentReport) -> str:
+    """Sections of aligned lines; the problems with their cures come last."""
+    lines = []
+    for section in report.sections:
+        if section.facts:
+            width = max(_LEAST_WIDTH, *(len(name) for name, _ in section.facts))
+            lines += [section.title, *(f"  {name:{width}}  {value}" for name, value in section.facts), ""]
+    if not report.problems:
+        return "\n".join([*lines, "Nothing needs attention. Next: dinox demo"])
+    lines.append("1 problem" if len(report.problems) == 1 else f"{len(report.problems)} problems")
+    for number, problem in enumerate(report.problems, start=1):
+        lines += [f"  {number}. {problem.what}", f"     cure: {problem.cure}"]
+    return "\n".join(lines)

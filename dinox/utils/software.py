@@ -7,11 +7,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import detectron2
 import torch
 
-from dinox.analysis.environment.report import Problem, Section
-from dinox.utils.compat import api_differences
+from dinox.utils.compat import api_differences, detectron2_folder
+from dinox.utils.environment_report import Problem, Section
 
 OPTIONAL = {
     "timm": ("timm", "more backbones"),
@@ -35,12 +34,13 @@ _OFF = ("", "0")
 def software_section() -> Section:
     section = Section("software")
     section.facts.append(("Python", f"{platform.python_version()} ({sys.executable})"))
-    section.facts.append(("dinox", f"{_version('dinox') or 'not installed'} ({Path(__file__).parents[3]})"))
+    section.facts.append(("dinox", f"{_version('dinox') or 'not installed'} ({Path(__file__).parents[2]})"))
     cuda = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "for the CPU only"
     section.facts.append(("torch", f"{torch.__version__}, {cuda}"))
     section.facts.append(("torchvision", _version("torchvision") or "not installed"))
-    folder = Path(detectron2.__file__).parent
-    section.facts.append(("detectron2", f"{detectron2.__version__} ({folder})"))
+    folder = detectron2_folder()
+    version = _version("detectron2") or "of unknown version"
+    section.facts.append(("detectron2", "not installed" if folder is None else f"{version} ({folder})"))
     for name in ("numpy", "pillow", "pycocotools", "fvcore", "omegaconf"):
         version = _version(name)
         section.facts.append((name, version or "not installed"))
