@@ -189,7 +189,8 @@ def test_row_07_what_is_lost_on_reading_is_counted_once(predict, place, caplog):
         Image.new("RGBA", (20, 20)).save(place / "photos" / name)
     assert predict("photos")[0] == 0
     assert [record.message.split("/")[-1] for record in caplog.records] == [
-        "d.png is converted on reading: with transparency, which is dropped. Others like it are counted, and not named.",
+        "d.png is converted on reading: with transparency, which is dropped. "
+        "Others like it are counted, and not named.",
         "Images converted on reading: 2 with transparency, which is dropped",
     ]
 
