@@ -1,7 +1,16 @@
 """Operators with compiled kernels, their references, and which of the two runs."""
 
+from dinox.ops.fused import ms_deform_attn_fused
 from dinox.ops.library import backend, why_reference
 from dinox.ops.ms_deform_attn import ms_deform_attn
-from dinox.ops.reference import ms_deform_attn_reference
+from dinox.ops.reference import ms_deform_attn_fused_reference, ms_deform_attn_reference, sampling_locations
 
-__all__ = ["backend", "ms_deform_attn", "ms_deform_attn_reference", "why_reference"]
+__all__ = [
+    "backend",
+    "ms_deform_attn",
+    "ms_deform_attn_fused",
+    "ms_deform_attn_fused_reference",
+    "ms_deform_attn_reference",
+    "sampling_locations",
+    "why_reference",
+]
