@@ -18,6 +18,7 @@ from dinox.ops import library
 from dinox.ops.arguments import argument_error, check_tensor, check_value
 from dinox.ops.reference import accumulation_dtype, ms_deform_attn_reference, ms_deform_attn_reference_backward
 
+
 def ms_deform_attn(
     value: Tensor,
     spatial_shapes: Tensor | Sequence[tuple[int, int]],
