@@ -9,17 +9,9 @@
 #include <utility>
 #include <vector>
 
+#include "sizes.h"
+
 namespace dinox {
-
-// B images, S tokens (all levels, flattened), H heads, C channels per head, Q queries, L levels, P points per level.
-struct Sizes {
-  int64_t images, tokens, heads, channels, queries, levels, points;
-};
-
-// One level of the feature pyramid: its size and the index of its first token.
-struct Level {
-  int32_t height, width, start;
-};
 
 // Kernels hold token indices inside one image in 32 bits (and may step one row and one pixel beyond a level).
 constexpr int64_t kMaxTokens = int64_t{1} << 30;

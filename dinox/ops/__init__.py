@@ -3,6 +3,8 @@
 from dinox.ops.fused import ms_deform_attn_fused
 from dinox.ops.library import backend, why_reference
 from dinox.ops.ms_deform_attn import ms_deform_attn
+
+from dinox.ops.flops import multiply_adds  # isort: skip
 from dinox.ops.reference import ms_deform_attn_fused_reference, ms_deform_attn_reference, sampling_locations
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "ms_deform_attn_fused",
     "ms_deform_attn_fused_reference",
     "ms_deform_attn_reference",
+    "multiply_adds",
     "sampling_locations",
     "why_reference",
 ]

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from dinox.ops import library
 from dinox.ops.arguments import argument_error, check_tensor, check_value
+from dinox.ops.ms_deform_attn import ms_deform_attn
 from dinox.ops.reference import (
     accumulation_dtype,
     ms_deform_attn_fused_reference,
     ms_deform_attn_fused_reference_backward,
+    sampling_locations,
+    softmax_over_samples,
 )
 
 
@@ -48,6 +51,10 @@ def ms_deform_attn_fused(
     """
     flat = _flat(spatial_shapes)
     _check(value, flat, reference_points, sampling_offsets, attention_logits)
+    if torch.jit.is_tracing():  # as fvcore's counters do; the tracer cannot record the operator's list of sizes
+        shapes, precise = _as_tensor(flat), accumulation_dtype(value)
+        locations = sampling_locations(reference_points.to(precise), sampling_offsets.to(precise), shapes)
+        return ms_deform_attn(value, shapes, locations, softmax_over_samples(attention_logits.to(precise)))
     return torch.ops.dinox.ms_deform_attn_fused(
         value, flat, reference_points.to(accumulation_dtype(value)), sampling_offsets, attention_logits
     )

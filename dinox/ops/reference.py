@@ -104,7 +104,9 @@ def ms_deform_attn_fused_reference(
     """Shapes and dtypes as in ``dinox.ops.ms_deform_attn_fused``. Differentiable by autograd."""
     precise = accumulation_dtype(value)
     locations = sampling_locations(reference_points, sampling_offsets.to(precise), spatial_shapes)
-    return ms_deform_attn_reference(value, spatial_shapes, locations, _softmax(attention_logits.to(precise)))
+    return ms_deform_attn_reference(
+        value, spatial_shapes, locations, softmax_over_samples(attention_logits.to(precise))
+    )
 
 
 def ms_deform_attn_fused_reference_backward(
@@ -117,7 +119,7 @@ def ms_deform_attn_fused_reference_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of value, reference_points, sampling_offsets and attention_logits; needs no autograd graph."""
     precise = accumulation_dtype(value)
-    offsets, weights = sampling_offsets.to(precise), _softmax(attention_logits.to(precise))
+    offsets, weights = sampling_offsets.to(precise), softmax_over_samples(attention_logits.to(precise))
     locations = sampling_locations(reference_points, offsets, spatial_shapes)
     grad_value, grad_locations, grad_weights = ms_deform_attn_reference_backward(
         grad_output, value, spatial_shapes, locations, weights
@@ -139,8 +141,8 @@ def _offset_steps(anchors: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> T
     return anchors[..., 2:] * (0.5 / offsets.shape[-2])
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """One over all L * P samples."""
+def softmax_over_samples(logits: Tensor) -> Tensor:
+    """(B, Q, H, L, P): one softmax over all L * P samples."""
     return logits.flatten(-2).softmax(-1).view(logits.shape)
 
 

@@ -73,6 +73,15 @@ def in_parts(value: Tensor, sizes, references: Tensor, offsets: Tensor, logits: 
     return ms_deform_attn(value, sizes, locations, logits.flatten(-2).softmax(-1).view(logits.shape))
 
 
+def test_offsets_count_cells_for_points_and_half_sizes_for_boxes():
+    offsets, shapes = torch.ones(1, 1, 1, 2, 3, 2), torch.tensor([(4, 6), (2, 3)])
+    at_points = sampling_locations(torch.full((1, 1, 2, 2), 0.5), offsets, shapes)
+    torch.testing.assert_close(at_points[0, 0, 0, :, 0], torch.tensor([[0.5 + 1 / 6, 0.75], [0.5 + 1 / 3, 1.0]]))
+    boxes = torch.tensor([0.5, 0.5, 0.6, 0.3]).expand(1, 1, 2, 4)
+    at_boxes = sampling_locations(boxes, offsets, shapes)
+    torch.testing.assert_close(at_boxes[0, 0, 0, 0, 0], torch.tensor([0.5 + 0.3 / 3, 0.5 + 0.15 / 3]))
+
+
 @pytest.mark.parametrize("reference_size", [2, 4])
 @pytest.mark.parametrize("num_levels", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize(("channels", "points"), [(1, 4), (8, 8), (30, 4), (32, 1), (64, 3)])
