@@ -17,4 +17,10 @@ TORCH_LIBRARY_FRAGMENT(dinox, m) {
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor sampling_locations,"
       " Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets,"
+      " Tensor attention_logits) -> Tensor");
+  m.def(
+      "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor"
+      " reference_points, Tensor sampling_offsets, Tensor attention_logits) -> (Tensor, Tensor, Tensor, Tensor)");
 }

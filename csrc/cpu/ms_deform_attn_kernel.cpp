@@ -1,13 +1,12 @@
-// Multi-scale deformable attention on the CPU, forward and backward.
+// Multi-scale deformable attention on the CPU, forward and backward, from locations and weights or from raw inputs.
 //
-// Each head's value rows are first copied to a contiguous buffer of float (double for double), padded to whole blocks
-// of 64 bytes, unless few rows will be read (decoders) and value can be used as it is. Forward tasks are blocks of
-// queries of one (image, head). A backward task owns all queries of one (image, head), so gradients of value need no
-// atomics. The partition depends on shapes only: any number of threads gives the same bits. Channels are processed as
-// vectors (GNU vector extension). The same loops, in ms_deform_attn_tasks.h, are compiled for AVX-512, AVX2 and the
-// portable baseline; the best that the CPU has runs, or the one that the environment variable DINOX_CPU_ISA = avx512 |
-// avx2 | portable names.
-#include <ATen/Dispatch.h>
+// Value rows of a head are read from a copy in which they lie side by side, padded to whole blocks of 64 bytes, unless
+// few rows will be read (decoders) and value can be used as it is. Each thread copies one head at a time, so that the
+// copies stay in its cache. Forward tasks are blocks of queries of one (image, head). A backward task owns all queries
+// of one (image, head, level), so gradients of value need no atomics. The partition depends on shapes only: any
+// number of threads gives the same bits. Channels are processed as vectors (GNU vector extension). The same loops, in
+// ms_deform_attn_tasks.h, are compiled for AVX-512, AVX2 and the portable baseline; the best that the CPU has runs, or
+// the one that the environment variable DINOX_CPU_ISA = avx512 | avx2 | portable names.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -15,12 +14,19 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "../checks.h"
 
@@ -33,14 +39,10 @@ namespace {
 template <typename T>
 constexpr int64_t kBlock = 64 / sizeof(T);
 
-template <typename T>
-int64_t padded_channels(const Sizes& n) {
-  return (n.channels + kBlock<T> - 1) / kBlock<T> * kBlock<T>;
-}
-
 constexpr int64_t kQueriesPerTask = 128;  // forward: small enough to balance, large enough to amortise a task
+constexpr int64_t kQueriesPerBlock = 32;  // backward: whose samples are located before rows are touched
 constexpr int64_t kChunk = 16;            // samples located at a time
-constexpr int64_t kQueriesAhead = 4;      // whose locations and weights are prefetched
+constexpr int64_t kQueriesAhead = 4;      // whose samples are prefetched
 
 // As wide as T, so that one vector holds as many of them.
 template <typename T>
@@ -49,48 +51,85 @@ using Integer = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
 enum Corner { kTopLeft = 0, kTopRight = 1, kBottomLeft = 2, kBottomRight = 3 };
 constexpr int32_t kAllCorners = 0b1111;
 
-// Value rows of one (image, head, token): at image * image + head * head + token * token elements.
-struct Strides {
-  int64_t image, head, token;
+// Value rows of one (image, head) and those of their gradient, from the first token of the image on.
+template <typename T>
+struct LevelRows {
+  const T* value;
+  T* grad;
+  int64_t stride;  // from token to token
+};
+
+// What a vectorised loop over kChunk samples needs of their levels.
+template <typename T>
+struct LevelsOfSamples {
+  const T *widths, *heights;
+  const Integer<T>*row_lengths, *starts;
+};
+
+// Per sample: of one (query, head), that is per (level, point), or of one level throughout.
+template <typename T>
+struct LevelTable {
+  std::vector<T> widths, heights;
+  std::vector<Integer<T>> row_lengths, starts;
+
+  void append(const Level& level, int64_t count) {
+    widths.insert(widths.end(), count, static_cast<T>(level.width));
+    heights.insert(heights.end(), count, static_cast<T>(level.height));
+    row_lengths.insert(row_lengths.end(), count, level.width);
+    starts.insert(starts.end(), count, level.start);
+  }
+  LevelsOfSamples<T> from(int64_t first) const {
+    return {widths.data() + first, heights.data() + first, row_lengths.data() + first, starts.data() + first};
+  }
+};
+
+// What samples are given as: locations and attention weights or, with references, offsets and logits.
+template <typename T>
+struct Input {
+  const T* pairs;    // (B, Q, H, L, P, 2)
+  const T* scalars;  // (B, Q, H, L, P)
+  const T* references = nullptr;  // (B, Q, L, 2 or 4)
+  int64_t reference_size = 0;
+
+  const T* references_of(const Sizes& n, int64_t row) const { return references + row * n.levels * reference_size; }
 };
 
 template <typename T>
 struct Problem {
   Sizes n;
-  // Per sample of one (query, head), that is per (level, point): what a vectorised loop over samples needs of its
-  // level. Filled up with zeros to whole chunks.
-  std::vector<T> heights, widths;
-  std::vector<Integer<T>> row_lengths, starts;
-  const T* locations;
-  const T* weights;
-  const T* value;
-  Strides strides;
-  // forward
-  T* output = nullptr;
-  // backward
+  std::vector<Level> levels;
+  Input<T> in;
+  LevelTable<T> of_samples, of_levels;
+  const void* value = nullptr;
+  at::ScalarType value_type{};
+  bool bfloat_rows = false;  // forward: value rows are kept in bfloat16
+  void* output = nullptr;
   const T* grad_output = nullptr;
-  T* grad_value = nullptr;  // zeros at first; strides as value
-  T* grad_locations = nullptr;
+  void* grad_value = nullptr;
+  T* grad_pairs = nullptr;
   T* grad_weights = nullptr;
 
-  Problem(const Sizes& n, const std::vector<Level>& levels, const at::Tensor& locations, const at::Tensor& weights)
-      : n(n), locations(locations.const_data_ptr<T>()), weights(weights.const_data_ptr<T>()) {
+  Problem(const Sizes& n, const std::vector<Level>& levels, const Input<T>& in) : n(n), levels(levels), in(in) {
     for (const Level& level : levels) {
-      heights.insert(heights.end(), n.points, static_cast<T>(level.height));
-      widths.insert(widths.end(), n.points, static_cast<T>(level.width));
-      row_lengths.insert(row_lengths.end(), n.points, level.width);
-      starts.insert(starts.end(), n.points, level.start);
+      of_samples.append(level, n.points);
+      of_levels.append(level, kChunk);
     }
-    const int64_t padded = (samples() + kChunk - 1) / kChunk * kChunk;
-    heights.resize(padded);
-    widths.resize(padded);
-    row_lengths.resize(padded);
-    starts.resize(padded);
+    of_samples.append({0, 0, 0}, (samples() + kChunk - 1) / kChunk * kChunk - samples());
   }
+  Problem(const Problem&) = delete;
+
   int64_t samples() const { return n.levels * n.points; }
   // Index of (image, query, head) in everything that is indexed so.
   int64_t index(int64_t image, int64_t query, int64_t head) const {
     return (image * n.queries + query) * n.heads + head;
+  }
+  LevelsOfSamples<T> levels_of_samples(int64_t first) const { return of_samples.from(first); }
+  LevelsOfSamples<T> constants_of_level(int64_t level) const { return of_levels.from(level * kChunk); }
+  int64_t forward_tasks_per_head() const { return (n.queries + kQueriesPerTask - 1) / kQueriesPerTask; }
+  // Blocks of channels; an even number where rows are bfloat16.
+  int64_t blocks() const {
+    const int64_t blocks = (n.channels + kBlock<T> - 1) / kBlock<T>;
+    return bfloat_rows ? (blocks + 1) / 2 * 2 : blocks;
   }
 };
 
@@ -118,8 +157,15 @@ namespace avx512 {
 
 template <typename T>
 struct Tasks {
-  void (*forward)(const Problem<T>&, int64_t);
-  void (*backward)(const Problem<T>&, int64_t);
+  void (*forward)(const Problem<T>&, int64_t, int64_t, void*);
+  void (*backward)(const Problem<T>&, int64_t, T*);
+  void (*softmax)(const Problem<T>&, const T*, T*, int64_t);
+  void (*chain)(const Problem<T>&, const T*, T*, int64_t);
+
+  template <typename Compiled>
+  static Tasks of() {
+    return {Compiled::forward, Compiled::backward, Compiled::softmax, Compiled::chain};
+  }
 };
 
 template <typename T>
@@ -138,11 +184,10 @@ Tasks<T> choose_tasks() {
   TORCH_CHECK_VALUE(!(forced == "avx512" && !has_avx512) && !(forced == "avx2" && !has_avx2),
                     "DINOX_CPU_ISA: this CPU has no ", forced);
 #if defined(__x86_64__)
-  if (forced == "avx512" || (forced.empty() && has_avx512))
-    return {avx512::Tasks<T>::forward, avx512::Tasks<T>::backward};
-  if (forced == "avx2" || (forced.empty() && has_avx2)) return {avx2::Tasks<T>::forward, avx2::Tasks<T>::backward};
+  if (forced == "avx512" || (forced.empty() && has_avx512)) return Tasks<T>::template of<avx512::Tasks<T>>();
+  if (forced == "avx2" || (forced.empty() && has_avx2)) return Tasks<T>::template of<avx2::Tasks<T>>();
 #endif
-  return {portable::Tasks<T>::forward, portable::Tasks<T>::backward};
+  return Tasks<T>::template of<portable::Tasks<T>>();
 }
 
 template <typename T>
@@ -151,122 +196,91 @@ const Tasks<T>& tasks() {
   return chosen;
 }
 
-// ---------------------------------------------------------------- value rows: per head or as they are
-
-// Copying all rows pays where samples outnumber tokens, and is needed to convert or to pad.
-template <typename T>
-bool needs_packing(const Sizes& n, const at::Tensor& value) {
-  return value.scalar_type() != c10::CppTypeToScalarType<T>::value || n.channels != padded_channels<T>(n) ||
-         n.queries * n.levels * n.points >= n.tokens;
-}
-
-// Calls copy(image, head, token) for every value row, in parallel.
+// Calls run(task) for all tasks, in parallel.
 template <typename F>
-void for_each_row(const Sizes& n, const F& copy) {
-  constexpr int64_t kTokensPerTask = 1024;
-  const int64_t blocks = (n.tokens + kTokensPerTask - 1) / kTokensPerTask;
-  at::parallel_for(0, n.images * n.heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t image = task / blocks / n.heads, head = task / blocks % n.heads;
-      const int64_t first = task % blocks * kTokensPerTask;
-      for (int64_t token = first; token < std::min(first + kTokensPerTask, n.tokens); ++token) copy(image, head, token);
-    }
+void for_each_task(int64_t tasks, int64_t grain, const F& run) {
+  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) run(task);
   });
 }
 
-// (B, S, H, C) of any dtype to (B, H, S, padded C) of T.
+// ---------------------------------------------------------------- the operators
+
+// Copying all rows pays where samples outnumber tokens.
+bool is_dense(const Sizes& n) { return n.queries * n.levels * n.points >= n.tokens; }
+
 template <typename T>
-at::Tensor pack(const Sizes& n, const at::Tensor& value) {
-  const int64_t padded = padded_channels<T>(n);
-  at::Tensor packed =
-      at::empty({n.images, n.heads, n.tokens, padded}, value.options().dtype(c10::CppTypeToScalarType<T>::value));
-  T* to = packed.mutable_data_ptr<T>();
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn", [&] {
-    const scalar_t* from = value.const_data_ptr<scalar_t>();
-    for_each_row(n, [&](int64_t image, int64_t head, int64_t token) {
-      const scalar_t* __restrict source = from + ((image * n.tokens + token) * n.heads + head) * n.channels;
-      T* __restrict row = to + ((image * n.heads + head) * n.tokens + token) * padded;
-      for (int64_t c = 0; c < n.channels; ++c) row[c] = static_cast<T>(source[c]);
-      for (int64_t c = n.channels; c < padded; ++c) row[c] = T(0);
-    });
+at::Tensor run_forward(Problem<T>& p, const at::Tensor& value) {
+  const Sizes& n = p.n;
+  p.value_type = value.scalar_type();
+  p.bfloat_rows = p.value_type == at::kBFloat16;
+  const int64_t padded = p.blocks() * kBlock<T>;
+  const bool in_place = p.value_type != at::kHalf && padded == n.channels && !is_dense(n);
+  at::Tensor output = at::empty({n.images, n.queries, n.heads * n.channels},
+                                value.options().dtype(p.bfloat_rows ? at::kBFloat16 : c10::CppTypeToScalarType<T>::value));
+  p.value = value.const_data_ptr();
+  p.output = output.mutable_data_ptr();
+  const auto run_tasks = tasks<T>().forward;
+  at::parallel_for(0, n.images * n.heads * p.forward_tasks_per_head(), 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> copies(in_place ? nullptr : new T[n.tokens * padded]);
+    run_tasks(p, begin, end, copies.get());
   });
-  return packed;
+  return output.to(p.value_type);
 }
 
-// The way back, to a tensor like value.
+// Returns grad_value, and fills p.grad_pairs and p.grad_weights with the gradients of locations and weights.
 template <typename T>
-at::Tensor unpack(const Sizes& n, const at::Tensor& packed, const at::Tensor& value) {
-  const int64_t padded = padded_channels<T>(n);
-  at::Tensor unpacked = at::empty(value.sizes(), value.options());
-  const T* from = packed.const_data_ptr<T>();
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn_backward", [&] {
-    scalar_t* to = unpacked.mutable_data_ptr<scalar_t>();
-    for_each_row(n, [&](int64_t image, int64_t head, int64_t token) {
-      const T* __restrict source = from + ((image * n.heads + head) * n.tokens + token) * padded;
-      scalar_t* __restrict row = to + ((image * n.tokens + token) * n.heads + head) * n.channels;
-      for (int64_t c = 0; c < n.channels; ++c) row[c] = static_cast<scalar_t>(source[c]);
-    });
-  });
-  return unpacked;
-}
-
-template <typename T>
-Strides strides_of_rows(const Sizes& n, bool packed) {
-  if (!packed) return {n.tokens * n.heads * n.channels, n.channels, n.heads * n.channels};
-  const int64_t padded = padded_channels<T>(n);
-  return {n.heads * n.tokens * padded, n.tokens * padded, padded};
-}
-
-// ---------------------------------------------------------------- the two operators
-
-template <typename T>
-at::Tensor run_forward(const Sizes& n, const std::vector<Level>& levels, const at::Tensor& value,
-                       const at::Tensor& locations, const at::Tensor& weights) {
-  const bool packed = needs_packing<T>(n, value);
-  const at::Tensor rows = packed ? pack<T>(n, value) : value;
-  at::Tensor output = at::empty({n.images, n.queries, n.heads * n.channels}, rows.options());
-  Problem<T> problem(n, levels, locations, weights);
-  problem.value = rows.const_data_ptr<T>();
-  problem.strides = strides_of_rows<T>(n, packed);
-  problem.output = output.mutable_data_ptr<T>();
-  const int64_t blocks = (n.queries + kQueriesPerTask - 1) / kQueriesPerTask;
-  const auto run_task = tasks<T>().forward;
-  at::parallel_for(0, n.images * n.heads * blocks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) run_task(problem, task);
-  });
-  return output.to(value.scalar_type());
-}
-
-template <typename T>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> run_backward(const Sizes& n, const std::vector<Level>& levels,
-                                                            const at::Tensor& grad_output, const at::Tensor& value,
-                                                            const at::Tensor& locations, const at::Tensor& weights) {
-  const bool packed = needs_packing<T>(n, value);
-  const at::Tensor rows = packed ? pack<T>(n, value) : value;
-  const at::Tensor grad = grad_output.to(rows.scalar_type());
-  at::Tensor grad_rows = at::zeros(rows.sizes(), rows.options());
-  at::Tensor grad_locations = at::zeros(locations.sizes(), locations.options());
-  at::Tensor grad_weights = at::zeros(weights.sizes(), weights.options());
-  Problem<T> problem(n, levels, locations, weights);
-  problem.value = rows.const_data_ptr<T>();
-  problem.strides = strides_of_rows<T>(n, packed);
-  problem.grad_output = grad.const_data_ptr<T>();
-  problem.grad_value = grad_rows.mutable_data_ptr<T>();
-  problem.grad_locations = grad_locations.mutable_data_ptr<T>();
-  problem.grad_weights = grad_weights.mutable_data_ptr<T>();
+at::Tensor run_backward(Problem<T>& p, const at::Tensor& grad_output, const at::Tensor& value) {
+  const Sizes& n = p.n;
+  const at::Tensor grad = grad_output.to(c10::CppTypeToScalarType<T>::value);
+  const bool in_place = value.scalar_type() == c10::CppTypeToScalarType<T>::value &&
+                        n.channels % kBlock<T> == 0 && !is_dense(n);
+  at::Tensor grad_value = in_place ? at::zeros(value.sizes(), value.options()) : at::empty(value.sizes(), value.options());
+  p.value = value.const_data_ptr();
+  p.value_type = value.scalar_type();
+  p.grad_output = grad.const_data_ptr<T>();
+  p.grad_value = grad_value.mutable_data_ptr();
+  int64_t largest = 0;
+  for (const Level& level : p.levels) largest = std::max(largest, int64_t{level.height} * level.width);
   const auto run_task = tasks<T>().backward;
-  at::parallel_for(0, n.images * n.heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) run_task(problem, task);
+  at::parallel_for(0, n.images * n.heads * n.levels, 1, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> copies(in_place ? nullptr : new T[2 * largest * p.blocks() * kBlock<T>]);
+    for (int64_t task = begin; task < end; ++task) run_task(p, task, copies.get());
   });
-  return {packed ? unpack<T>(n, grad_rows, value) : grad_rows, grad_locations, grad_weights};
+  return grad_value;
+}
+
+template <typename T>
+Input<T> input_of(const at::Tensor& pairs, const at::Tensor& scalars) {
+  return {pairs.const_data_ptr<T>(), scalars.const_data_ptr<T>()};
+}
+
+template <typename T>
+Input<T> input_of(const at::Tensor& pairs, const at::Tensor& scalars, const at::Tensor& references) {
+  return {pairs.const_data_ptr<T>(), scalars.const_data_ptr<T>(), references.const_data_ptr<T>(), references.size(3)};
+}
+
+// Calls f with a number of the type that is computed with: double for double values, else float.
+template <typename F>
+auto with_precision(const at::Tensor& value, const F& f) {
+  return value.scalar_type() == at::kDouble ? f(double{}) : f(float{});
+}
+
+at::Tensor precise(const at::Tensor& tensor, const at::Tensor& value) {
+  return tensor.to(value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
 }
 
 at::Tensor ms_deform_attn(const at::Tensor& value, const at::Tensor& spatial_shapes,
                           const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
   const Sizes n = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
   const std::vector<Level> levels = check_levels(spatial_shapes, n.tokens);
-  const auto run = value.scalar_type() == at::kDouble ? run_forward<double> : run_forward<float>;
-  return run(n, levels, value.contiguous(), sampling_locations.contiguous(), attention_weights.contiguous());
+  const at::Tensor rows = value.contiguous(), locations = sampling_locations.contiguous();
+  const at::Tensor weights = attention_weights.contiguous();
+  return with_precision(value, [&](auto zero) {
+    using T = decltype(zero);
+    Problem<T> p(n, levels, input_of<T>(locations, weights));
+    return run_forward(p, rows);
+  });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at::Tensor& grad_output,
@@ -277,9 +291,65 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at:
   const Sizes n = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
   check_grad_output(grad_output, value, n);
   const std::vector<Level> levels = check_levels(spatial_shapes, n.tokens);
-  const auto run = value.scalar_type() == at::kDouble ? run_backward<double> : run_backward<float>;
-  return run(n, levels, grad_output.contiguous(), value.contiguous(), sampling_locations.contiguous(),
-             attention_weights.contiguous());
+  const at::Tensor rows = value.contiguous(), locations = sampling_locations.contiguous();
+  const at::Tensor weights = attention_weights.contiguous(), grad = grad_output.contiguous();
+  at::Tensor grad_locations = at::empty(locations.sizes(), locations.options());
+  at::Tensor grad_weights = at::empty(weights.sizes(), weights.options());
+  const at::Tensor grad_value = with_precision(value, [&](auto zero) {
+    using T = decltype(zero);
+    Problem<T> p(n, levels, input_of<T>(locations, weights));
+    p.grad_pairs = grad_locations.mutable_data_ptr<T>();
+    p.grad_weights = grad_weights.mutable_data_ptr<T>();
+    return run_backward(p, grad, rows);
+  });
+  return {grad_value, grad_locations, grad_weights};
+}
+
+at::Tensor ms_deform_attn_fused(const at::Tensor& value, at::IntArrayRef spatial_shapes,
+                                const at::Tensor& reference_points, const at::Tensor& sampling_offsets,
+                                const at::Tensor& attention_logits) {
+  const Sizes n = check_fused_arguments(value, spatial_shapes, reference_points, sampling_offsets, attention_logits);
+  const std::vector<Level> levels = check_levels(spatial_shapes, n.tokens);
+  const at::Tensor rows = value.contiguous(), references = reference_points.contiguous();
+  const at::Tensor offsets = precise(sampling_offsets, value), logits = precise(attention_logits, value);
+  return with_precision(value, [&](auto zero) {
+    using T = decltype(zero);
+    Problem<T> p(n, levels, input_of<T>(offsets, logits, references));
+    return run_forward(p, rows);
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_backward(
+    const at::Tensor& grad_output, const at::Tensor& value, at::IntArrayRef spatial_shapes,
+    const at::Tensor& reference_points, const at::Tensor& sampling_offsets, const at::Tensor& attention_logits) {
+  const Sizes n = check_fused_arguments(value, spatial_shapes, reference_points, sampling_offsets, attention_logits);
+  check_grad_output(grad_output, value, n);
+  const std::vector<Level> levels = check_levels(spatial_shapes, n.tokens);
+  const at::Tensor rows = value.contiguous(), references = reference_points.contiguous();
+  const at::Tensor offsets = precise(sampling_offsets, value), logits = precise(attention_logits, value);
+  const at::Tensor grad = grad_output.contiguous();
+  at::Tensor weights = at::empty(logits.sizes(), logits.options());
+  at::Tensor grad_references = at::empty(references.sizes(), references.options());
+  at::Tensor grad_offsets = at::empty(offsets.sizes(), offsets.options());
+  at::Tensor grad_logits = at::empty(logits.sizes(), logits.options());
+  const at::Tensor grad_value = with_precision(value, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int64_t kRowsPerTask = 64;
+    const int64_t rows_of_queries = n.images * n.queries;
+    Problem<T> p(n, levels, input_of<T>(offsets, weights, references));
+    p.grad_pairs = grad_offsets.mutable_data_ptr<T>();
+    p.grad_weights = grad_logits.mutable_data_ptr<T>();
+    T* weight = weights.mutable_data_ptr<T>();
+    const T* logit = logits.const_data_ptr<T>();
+    for_each_task(rows_of_queries, kRowsPerTask, [&](int64_t row) { tasks<T>().softmax(p, logit, weight, row); });
+    const at::Tensor result = run_backward(p, grad, rows);
+    T* reference = grad_references.mutable_data_ptr<T>();
+    const T* offset = offsets.const_data_ptr<T>();
+    for_each_task(rows_of_queries, kRowsPerTask, [&](int64_t row) { tasks<T>().chain(p, offset, reference, row); });
+    return result;
+  });
+  return {grad_value, grad_references, grad_offsets.to(sampling_offsets.scalar_type()),
+          grad_logits.to(attention_logits.scalar_type())};
 }
 
 }  // namespace
@@ -288,4 +358,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at:
 TORCH_LIBRARY_IMPL(dinox, CPU, m) {
   m.impl("ms_deform_attn", &dinox::ms_deform_attn);
   m.impl("ms_deform_attn_backward", &dinox::ms_deform_attn_backward);
+  m.impl("ms_deform_attn_fused", &dinox::ms_deform_attn_fused);
+  m.impl("ms_deform_attn_fused_backward", &dinox::ms_deform_attn_fused_backward);
 }

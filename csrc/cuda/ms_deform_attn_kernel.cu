@@ -1,202 +1,229 @@
-// Multi-scale deformable attention on NVIDIA GPUs, forward and backward.
+// Multi-scale deformable attention on NVIDIA GPUs: the operators, between tensors and the kernels of forward.cu and
+// backward.cu.
 //
-// Forward: one thread per output element. Backward: one warp per (image, query, head), whose lanes share the channels;
-// the gradients of locations and weights are warp sums written once, that of value is accumulated with atomics in float
-// (double for double) and converted once. Indices of tensors are 64 bits wide. Locations and weights are float, never
-// half precision: half precision cannot address pixels of large levels.
+// A few lanes serve one (image, query, head), each a part of the channels by loads of 16 bytes; blocks take queries that
+// lie close together in a level, and one head of them or a few, because what they share of the value in L1 decides the
+// speed. Locations, weights and sums are float (double beside double): half precision cannot address pixels of large
+// levels. Nothing here waits for the device or copies to it, so that calls can be captured in CUDA graphs.
 #include <ATen/Context.h>
-#include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/sort.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 #include "../checks.h"
+#include "kernels.h"
 
 namespace dinox {
 namespace {
 
-constexpr int kThreads = 256;  // per block
-constexpr int kWarp = 32;
-constexpr int64_t kMaxBlocks = int64_t{1} << 20;  // more work than that is looped over
-constexpr int64_t kMaxLevels = 64;                // the table of levels travels as a kernel argument: no copy, no wait
+Number number_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat: return Number::kFloat;
+    case at::kDouble: return Number::kDouble;
+    case at::kHalf: return Number::kHalf;
+    case at::kBFloat16: return Number::kBfloat;
+    default: TORCH_CHECK_VALUE(false, "ms_deform_attn: value: expected float, double, half or bfloat16, got ", type);
+  }
+}
 
-struct Levels {
-  Level level[kMaxLevels];
+// Contiguous, and where loads of 16 bytes can start.
+at::Tensor dense(const at::Tensor& tensor) {
+  const at::Tensor contiguous = tensor.contiguous();
+  const auto address = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr());
+  return address % kVectorBytes == 0 ? contiguous : contiguous.clone();
+}
+
+// Offsets and logits are read as they are; beside double, as double.
+at::Tensor dense_raw(const at::Tensor& tensor, const at::Tensor& value) {
+  const bool precise = value.scalar_type() == at::kDouble;
+  if (!precise && tensor.scalar_type() == at::kDouble) return dense(tensor.to(at::kFloat));
+  return dense(precise ? tensor.to(at::kDouble) : tensor);
+}
+
+Device current_device() {
+  int index = 0, multiprocessors = 0, shared_bytes = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+  return {multiprocessors, shared_bytes};
+}
+
+// One call, its tensors laid out as kernels read them.
+struct Call {
+  Sizes n;
+  at::Tensor value, pairs, scalars, references;  // references undefined: locations and weights
+  std::vector<Level> levels;
+
+  bool fused() const { return references.defined(); }
+  at::ScalarType accumulator() const { return value.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+  Number type() const { return number_of(value.scalar_type()); }
+  Variant variant() const { return choose_variant(n, type()); }
+  bool empty() const { return n.images * n.queries * n.heads * n.channels == 0; }
+
+  // What kernels count in 32 bits.
+  void check() const {
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    TORCH_CHECK_VALUE(n.levels <= kMaxLevels, "ms_deform_attn: spatial_shapes: expected at most ", kMaxLevels,
+                      " levels on CUDA devices, got ", n.levels);
+    TORCH_CHECK_VALUE(n.tokens < kMaxTokensOnDevice, "ms_deform_attn: value: expected fewer than ", kMaxTokensOnDevice,
+                      " tokens on CUDA devices, got ", n.tokens);
+    TORCH_CHECK_VALUE(n.heads <= kMaxGrid && n.heads * n.channels <= kMost / 8 && n.queries <= kMost / 2 &&
+                          n.levels * n.points <= kMost / kMaxLevels / 8,
+                      "ms_deform_attn: expected at most ", kMaxGrid, " heads, ", kMost / 8, " channels of all heads, ",
+                      kMost / 2, " queries and ", kMost / kMaxLevels / 8, " points on CUDA devices, got value ",
+                      value.sizes(), " and samples ", scalars.sizes());
+  }
+
+  // Some images of the call: those that one grid may have.
+  Problem problem(int64_t first, int64_t images) const {
+    Sizes some = n;
+    some.images = images;
+    Problem p = make_problem(some, levels, type());
+    p.value = at(value, first);
+    p.in = {at(pairs, first), at(scalars, first), number_of(pairs.scalar_type()), number_of(scalars.scalar_type()),
+            fused() ? at(references, first) : nullptr, fused() ? static_cast<int32_t>(references.size(3)) : 0};
+    return p;
+  }
+  static const void* at(const at::Tensor& tensor, int64_t image) {
+    return static_cast<const char*>(tensor.const_data_ptr()) + image * tensor.stride(0) * tensor.element_size();
+  }
+  static void* mutable_at(at::Tensor& tensor, int64_t image) {
+    return static_cast<char*>(tensor.mutable_data_ptr()) + image * tensor.stride(0) * tensor.element_size();
+  }
 };
 
-template <typename value_t>
-using Accumulator = std::conditional_t<std::is_same_v<value_t, double>, double, float>;
-
-// The place of one sample in a level.
-template <typename acc_t>
-struct Footprint {
-  bool counts;          // false: outside of the level, NaN or infinite
-  acc_t right, bottom;  // fractions of the way to the right and to the bottom corners
-  int64_t token[4];     // of the top left, top right, bottom left, bottom right corner, inside one image
-  bool inside[4];       // whether that corner is a pixel of the level; others are zeros
-  acc_t factor[4];      // bilinear factor of the corner
+struct Grads {
+  at::Tensor value, pairs, scalars, references;
 };
 
-// x = location * width - 0.5 in pixels; a sample counts if -1 < x < width and -1 < y < height, which no NaN fulfils:
-// only then are coordinates turned into integers.
-template <typename acc_t>
-__device__ __forceinline__ Footprint<acc_t> locate(const Level& level, const acc_t* location) {
-  Footprint<acc_t> f;
-  const acc_t x = location[0] * level.width - acc_t(0.5);
-  const acc_t y = location[1] * level.height - acc_t(0.5);
-  f.counts = x > acc_t(-1) && x < level.width && y > acc_t(-1) && y < level.height;
-  if (!f.counts) return f;
-  const acc_t floor_x = floor(x), floor_y = floor(y);
-  const int left = static_cast<int>(floor_x), top = static_cast<int>(floor_y);
-  f.right = x - floor_x;
-  f.bottom = y - floor_y;
-#pragma unroll
-  for (int corner = 0; corner < 4; ++corner) {
-    const int column = left + corner % 2, row = top + corner / 2;
-    f.inside[corner] = column >= 0 && column < level.width && row >= 0 && row < level.height;
-    f.token[corner] = level.start + static_cast<int64_t>(row) * level.width + column;
-    f.factor[corner] = (corner % 2 ? f.right : 1 - f.right) * (corner / 2 ? f.bottom : 1 - f.bottom);
+at::Tensor forward(const Call& call) {
+  call.check();
+  const c10::cuda::CUDAGuard guard(call.value.device());
+  const Sizes& n = call.n;
+  at::Tensor output = at::empty({n.images, n.queries, n.heads * n.channels}, call.value.options());
+  if (call.empty()) return output;
+  if (n.points == 0) return output.zero_();
+  for (int64_t image = 0; image < n.images; image += kMaxGrid) {
+    Problem p = call.problem(image, std::min(n.images - image, kMaxGrid));
+    p.output = Call::mutable_at(output, image);
+    C10_CUDA_CHECK(
+        launch_forward(p, call.variant(), call.type(), current_device(), c10::cuda::getCurrentCUDAStream()));
   }
-  return f;
+  return output;
 }
 
-// value (B, S, H, C), locations (B, Q, H, L, P, 2), weights (B, Q, H, L, P) -> output (B, Q, H, C)
-template <typename value_t, typename acc_t>
-__global__ void __launch_bounds__(kThreads)
-    forward_kernel(const Sizes n, const Levels levels, const value_t* __restrict__ value,
-                   const acc_t* __restrict__ locations, const acc_t* __restrict__ weights,
-                   value_t* __restrict__ output) {
-  const int64_t elements = n.images * n.queries * n.heads * n.channels;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t element = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; element < elements;
-       element += step) {
-    const int64_t channel = element % n.channels;
-    const int64_t index = element / n.channels;  // of (image, query, head)
-    const int64_t head = index % n.heads;
-    const int64_t image = index / n.heads / n.queries;
-    const value_t* rows = value + (image * n.tokens * n.heads + head) * n.channels + channel;
-    const int64_t stride = n.heads * n.channels;  // from token to token
-    int64_t sample = index * n.levels * n.points;
-    acc_t sum = 0;
-    for (int64_t l = 0; l < n.levels; ++l) {
-      for (int64_t point = 0; point < n.points; ++point, ++sample) {
-        const Footprint<acc_t> f = locate(levels.level[l], locations + 2 * sample);
-        if (!f.counts) continue;
-        acc_t sampled = 0;
-#pragma unroll
-        for (int corner = 0; corner < 4; ++corner) {
-          if (f.inside[corner]) sampled += f.factor[corner] * static_cast<acc_t>(rows[f.token[corner] * stride]);
-        }
-        sum += weights[sample] * sampled;
-      }
+Problem backward_problem(const Call& call, const at::Tensor& grad_output, Grads& grads, int64_t first, int64_t images) {
+  Problem p = call.problem(first, images);
+  p.grad.output = Call::at(grad_output, first);
+  p.grad.pairs = Call::mutable_at(grads.pairs, first);
+  p.grad.scalars = Call::mutable_at(grads.scalars, first);
+  if (call.fused()) p.grad.references = Call::mutable_at(grads.references, first);
+  return p;
+}
+
+// Gradients of value by additions in the order in which they happen.
+void add_backward(const Call& call, const at::Tensor& grad_output, Grads& grads) {
+  at::Tensor sums = at::zeros(call.value.sizes(), call.value.options().dtype(call.accumulator()));
+  for (int64_t image = 0; image < call.n.images; image += kMaxGrid) {
+    Problem p = backward_problem(call, grad_output, grads, image, std::min(call.n.images - image, kMaxGrid));
+    p.grad.value = Call::mutable_at(sums, image);
+    C10_CUDA_CHECK(
+        launch_backward(p, call.variant(), call.type(), current_device(), c10::cuda::getCurrentCUDAStream()));
+  }
+  grads.value = sums.to(call.value.scalar_type());
+}
+
+// Gradients of value by additions in one order: samples are recorded, sorted by their place and then summed.
+void ordered_backward(const Call& call, const at::Tensor& grad_output, Grads& grads) {
+  const Sizes& n = call.n;
+  const int64_t records = n.queries * n.heads * n.levels * n.points;
+  int64_t cells = 0;
+  for (const Level& level : call.levels) cells += (level.height + int64_t{1}) * (level.width + int64_t{1});
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  TORCH_CHECK_VALUE(records < kMost && n.heads * cells < kMost, "ms_deform_attn: expected fewer than ", kMost,
+                    " samples and cells of an image in deterministic backward passes on CUDA devices, got ", records,
+                    " and ", n.heads * cells);
+  const at::TensorOptions integers = call.value.options().dtype(at::kInt);
+  grads.value = at::empty(call.value.sizes(), call.value.options());
+  at::Tensor numbers = at::empty({records}, integers);
+  at::Tensor samples = at::empty({records, 3}, call.value.options().dtype(call.accumulator()));
+  const at::Tensor bounds = at::arange(n.heads * cells + 1, integers);
+  for (int64_t image = 0; image < n.images; ++image) {
+    Problem p = backward_problem(call, grad_output, grads, image, 1);
+    p.grad.cells = numbers.mutable_data_ptr<int32_t>();
+    p.grad.records = samples.mutable_data_ptr();
+    p.grad.cells_per_head = static_cast<int32_t>(cells);
+    const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
+    C10_CUDA_CHECK(launch_backward(p, call.variant(), call.type(), current_device(), stream));
+    const auto [sorted, order] = at::sort(numbers, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+    const at::Tensor starts = at::searchsorted(sorted, bounds, /*out_int32=*/true);
+    const Ordered ordered{order.const_data_ptr<int64_t>(), starts.const_data_ptr<int32_t>(),
+                          Call::mutable_at(grads.value, image)};
+    C10_CUDA_CHECK(launch_ordered(p, ordered, call.variant(), call.type(), stream));
+  }
+}
+
+Grads backward(const Call& call, const at::Tensor& grad_output) {
+  call.check();
+  check_grad_output(grad_output, call.value, call.n);
+  const c10::cuda::CUDAGuard guard(call.value.device());
+  const Sizes& n = call.n;
+  const at::TensorOptions precise = call.value.options().dtype(call.accumulator());
+  Grads grads;
+  grads.pairs = at::empty(call.pairs.sizes(), call.pairs.options());
+  grads.scalars = at::empty(call.scalars.sizes(), call.scalars.options());
+  if (call.fused()) {
+    grads.references = at::empty({n.images, n.queries, n.heads, n.levels, call.references.size(3)}, precise);
+    const int64_t most = most_samples(call.variant(), call.value.scalar_type() == at::kDouble ? 8 : 4);
+    TORCH_CHECK_VALUE(n.levels * n.points <= most, "ms_deform_attn: sampling_offsets: expected at most ", most,
+                      " points of all levels in backward passes on CUDA devices, got ", n.levels * n.points);
+  }
+  if (call.empty() || n.points == 0) {
+    for (at::Tensor* grad : {&grads.pairs, &grads.scalars, &grads.references}) {
+      if (grad->defined()) grad->zero_();
     }
-    output[element] = static_cast<value_t>(sum);
+    grads.value = at::zeros(call.value.sizes(), call.value.options());
+  } else if (at::globalContext().deterministicAlgorithms()) {
+    ordered_backward(call, dense(grad_output), grads);
+  } else {
+    add_backward(call, dense(grad_output), grads);
   }
+  if (call.fused()) grads.references = grads.references.sum(2);
+  return grads;
 }
 
-template <typename acc_t>
-__device__ __forceinline__ acc_t warp_sum(acc_t x) {
-#pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
+// ---------------------------------------------------------------- the operators
+
+Call call_of(const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& sampling_locations,
+             const at::Tensor& attention_weights) {
+  const Sizes n = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
+  return {n, dense(value), dense(sampling_locations), dense(attention_weights), at::Tensor(),
+          check_levels(spatial_shapes, n.tokens)};
 }
 
-// Writes grad_locations and grad_weights, adds to grad_value (zeros at first). All lanes of a warp take the same way
-// through the loops over samples, so that the warp sums are met by all of them.
-template <typename value_t, typename acc_t>
-__global__ void __launch_bounds__(kThreads)
-    backward_kernel(const Sizes n, const Levels levels, const value_t* __restrict__ grad_output,
-                    const value_t* __restrict__ value, const acc_t* __restrict__ locations,
-                    const acc_t* __restrict__ weights, acc_t* __restrict__ grad_value,
-                    acc_t* __restrict__ grad_locations, acc_t* __restrict__ grad_weights) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t rows_in_output = n.images * n.queries * n.heads;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp);
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
-       index < rows_in_output; index += step) {
-    const int64_t head = index % n.heads;
-    const int64_t image = index / n.heads / n.queries;
-    const int64_t first_row = (image * n.tokens * n.heads + head) * n.channels;
-    const int64_t stride = n.heads * n.channels;  // from token to token
-    int64_t sample = index * n.levels * n.points;
-    for (int64_t l = 0; l < n.levels; ++l) {
-      const Level level = levels.level[l];
-      for (int64_t point = 0; point < n.points; ++point, ++sample) {
-        const Footprint<acc_t> f = locate(level, locations + 2 * sample);
-        acc_t dot[4] = {0, 0, 0, 0};  // of grad_output with value at each corner
-        acc_t weight = 0;
-        if (f.counts) {
-          weight = weights[sample];
-          for (int64_t channel = lane; channel < n.channels; channel += kWarp) {
-            const acc_t grad = static_cast<acc_t>(grad_output[index * n.channels + channel]);
-#pragma unroll
-            for (int corner = 0; corner < 4; ++corner) {
-              if (!f.inside[corner]) continue;
-              const int64_t at = first_row + f.token[corner] * stride + channel;
-              dot[corner] += grad * static_cast<acc_t>(value[at]);
-              atomicAdd(grad_value + at, weight * f.factor[corner] * grad);
-            }
-          }
-#pragma unroll
-          for (int corner = 0; corner < 4; ++corner) dot[corner] = warp_sum(dot[corner]);
-        }
-        if (lane != 0) continue;
-        acc_t grad_weight = 0, grad_x = 0, grad_y = 0;
-        if (f.counts) {
-          const acc_t top_slope = dot[1] - dot[0], bottom_slope = dot[3] - dot[2];
-          const acc_t top_dot = dot[0] + f.right * top_slope, bottom_dot = dot[2] + f.right * bottom_slope;
-          grad_weight = top_dot + f.bottom * (bottom_dot - top_dot);
-          grad_x = weight * level.width * (top_slope + f.bottom * (bottom_slope - top_slope));
-          grad_y = weight * level.height * (bottom_dot - top_dot);
-        }
-        grad_weights[sample] = grad_weight;
-        grad_locations[2 * sample] = grad_x;
-        grad_locations[2 * sample + 1] = grad_y;
-      }
-    }
-  }
-}
-
-Levels level_table(const at::Tensor& spatial_shapes, const Sizes& n) {
-  TORCH_CHECK_VALUE(n.levels <= kMaxLevels, "ms_deform_attn: spatial_shapes: expected at most ", kMaxLevels,
-                    " levels on CUDA devices, got ", n.levels);
-  const std::vector<Level> levels = check_levels(spatial_shapes, n.tokens);
-  Levels table{};
-  std::copy(levels.begin(), levels.end(), table.level);
-  return table;
-}
-
-unsigned int blocks_for(int64_t threads) {
-  return static_cast<unsigned int>(std::min((threads + kThreads - 1) / kThreads, kMaxBlocks));
+Call call_of(const at::Tensor& value, at::IntArrayRef spatial_shapes, const at::Tensor& reference_points,
+             const at::Tensor& sampling_offsets, const at::Tensor& attention_logits) {
+  const Sizes n = check_fused_arguments(value, spatial_shapes, reference_points, sampling_offsets, attention_logits);
+  return {n, dense(value), dense_raw(sampling_offsets, value), dense_raw(attention_logits, value),
+          dense(reference_points), check_levels(spatial_shapes, n.tokens)};
 }
 
 at::Tensor ms_deform_attn(const at::Tensor& value, const at::Tensor& spatial_shapes,
                           const at::Tensor& sampling_locations, const at::Tensor& attention_weights) {
-  const Sizes n = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
-  const Levels levels = level_table(spatial_shapes, n);
   const c10::cuda::CUDAGuard guard(value.device());
-  at::Tensor output = at::empty({n.images, n.queries, n.heads * n.channels}, value.options());
-  if (output.numel() == 0) return output;
-  const at::Tensor value_ = value.contiguous();
-  const at::Tensor locations = sampling_locations.contiguous(), weights = attention_weights.contiguous();
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn", [&] {
-    using acc_t = Accumulator<scalar_t>;
-    forward_kernel<scalar_t, acc_t><<<blocks_for(output.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        n, levels, value_.const_data_ptr<scalar_t>(), locations.const_data_ptr<acc_t>(),
-        weights.const_data_ptr<acc_t>(), output.mutable_data_ptr<scalar_t>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-  });
-  return output;
+  return forward(call_of(value, spatial_shapes, sampling_locations, attention_weights));
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at::Tensor& grad_output,
@@ -204,28 +231,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at:
                                                                        const at::Tensor& spatial_shapes,
                                                                        const at::Tensor& sampling_locations,
                                                                        const at::Tensor& attention_weights) {
-  const Sizes n = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
-  check_grad_output(grad_output, value, n);
-  at::globalContext().alertNotDeterministic("ms_deform_attn_backward on CUDA");  // atomics add in any order
-  const Levels levels = level_table(spatial_shapes, n);
   const c10::cuda::CUDAGuard guard(value.device());
-  const at::Tensor value_ = value.contiguous(), grad = grad_output.contiguous();
-  const at::Tensor locations = sampling_locations.contiguous(), weights = attention_weights.contiguous();
-  at::Tensor grad_value = at::zeros(value.sizes(), locations.options());  // in the accumulator's dtype
-  at::Tensor grad_locations = at::empty(locations.sizes(), locations.options());
-  at::Tensor grad_weights = at::empty(weights.sizes(), weights.options());
-  const int64_t warps = n.images * n.queries * n.heads;
-  if (warps > 0) {
-    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, value.scalar_type(), "ms_deform_attn_backward", [&] {
-      using acc_t = Accumulator<scalar_t>;
-      backward_kernel<scalar_t, acc_t><<<blocks_for(warps * kWarp), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-          n, levels, grad.const_data_ptr<scalar_t>(), value_.const_data_ptr<scalar_t>(),
-          locations.const_data_ptr<acc_t>(), weights.const_data_ptr<acc_t>(), grad_value.mutable_data_ptr<acc_t>(),
-          grad_locations.mutable_data_ptr<acc_t>(), grad_weights.mutable_data_ptr<acc_t>());
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
-    });
-  }
-  return {grad_value.to(value.scalar_type()), grad_locations, grad_weights};
+  const Grads grads = backward(call_of(value, spatial_shapes, sampling_locations, attention_weights), grad_output);
+  return {grads.value, grads.pairs, grads.scalars};
+}
+
+at::Tensor ms_deform_attn_fused(const at::Tensor& value, at::IntArrayRef spatial_shapes,
+                                const at::Tensor& reference_points, const at::Tensor& sampling_offsets,
+                                const at::Tensor& attention_logits) {
+  const c10::cuda::CUDAGuard guard(value.device());
+  return forward(call_of(value, spatial_shapes, reference_points, sampling_offsets, attention_logits));
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_backward(
+    const at::Tensor& grad_output, const at::Tensor& value, at::IntArrayRef spatial_shapes,
+    const at::Tensor& reference_points, const at::Tensor& sampling_offsets, const at::Tensor& attention_logits) {
+  const c10::cuda::CUDAGuard guard(value.device());
+  const Grads grads =
+      backward(call_of(value, spatial_shapes, reference_points, sampling_offsets, attention_logits), grad_output);
+  return {grads.value, grads.references, grads.pairs.to(sampling_offsets.scalar_type()),
+          grads.scalars.to(attention_logits.scalar_type())};
 }
 
 }  // namespace
@@ -234,4 +259,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at:
 TORCH_LIBRARY_IMPL(dinox, CUDA, m) {
   m.impl("ms_deform_attn", &dinox::ms_deform_attn);
   m.impl("ms_deform_attn_backward", &dinox::ms_deform_attn_backward);
+  m.impl("ms_deform_attn_fused", &dinox::ms_deform_attn_fused);
+  m.impl("ms_deform_attn_fused_backward", &dinox::ms_deform_attn_fused_backward);
 }

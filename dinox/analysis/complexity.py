@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from dinox.analysis.modes import in_mode
 from dinox.analysis.parameters import count_parameters
-
-_MULTIPLY_ADDS_PER_SAMPLE = 5  # four corners, one attention weight
+from dinox.ops import multiply_adds
 
 DETECTION_SIZE = (800, 1333)  # height, width: where papers count
 
@@ -71,8 +70,7 @@ def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter:
 
 def _deformable_sampling_flops(inputs: list[Any], outputs: list[Any]) -> Counter:
     weights = next(shape for shape in map(get_shape, reversed(inputs)) if shape and len(shape) == 5)  # (B, Q, H, L, P)
-    _, _, _, channels = get_shape(inputs[0])  # (B, S, H, C)
-    return Counter({"ms_deform_attn": _MULTIPLY_ADDS_PER_SAMPLE * math.prod(weights) * channels})
+    return Counter({"ms_deform_attn": multiply_adds(get_shape(inputs[0]), weights)})
 
 
 _HANDLES = {

@@ -14,9 +14,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinox.ops import sampling_locations, softmax_over_samples
 from dinox.structures.memory import Size
 
 Sampler = Callable[[Tensor, Sequence[Size], Tensor, Tensor], Tensor]
+
+
+def attend_by(sampler: Sampler) -> Callable[[Tensor, Sequence[Size], Tensor, Tensor, Tensor], Tensor]:
+    """What takes the place of :func:`dinox.ops.ms_deform_attn_fused`, made of a sampler."""
+
+    def attend(
+        value: Tensor, spatial_shapes: Sequence[Size], references: Tensor, offsets: Tensor, logits: Tensor
+    ) -> Tensor:
+        sizes = torch.tensor(spatial_shapes, dtype=offsets.dtype, device=offsets.device)
+        locations = sampling_locations(references, offsets, sizes)
+        return sampler(value, spatial_shapes, locations, softmax_over_samples(logits))
+
+    return attend
 
 
 def grid_sampler(value: Tensor, spatial_shapes: Sequence[Size], locations: Tensor, weights: Tensor) -> Tensor:

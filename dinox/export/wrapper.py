@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dinox.export.description import Place
-from dinox.export.samplers import Sampler
+from dinox.export.samplers import Sampler, attend_by
 from dinox.layers import DeformableAttention
 from dinox.structures import Memory, QueryContext
 from dinox.structures.boxes import image_size_as_box
@@ -91,7 +91,7 @@ def make_exportable(model: nn.Module, sampler: Sampler) -> nn.Module:
     copied = copy_for_inference(model)
     for module in copied.modules():
         if isinstance(module, DeformableAttention):
-            module.sample = sampler
+            module.attend = attend_by(sampler)
     _drop_training_groups(copied)
     return copied
 

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention (Deformable DETR, equation 3), as a module around :func:`dinox.ops.ms_deform_attn`.
+"""Multi-scale deformable attention (Deformable DETR, equation 3), as a module around its operator.
 
 Legend: B images, Q queries, S memory tokens, D channels, H heads, L levels, P points.
 """
@@ -8,9 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dinox.ops import ms_deform_attn
+from dinox.ops import ms_deform_attn_fused
 from dinox.structures import Memory
-from dinox.utils.precision import at_least_float32
 
 
 def ring_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
@@ -26,29 +25,15 @@ def ring_offsets(num_heads: int, num_levels: int, num_points: int) -> Tensor:
     return offsets.expand(-1, num_levels, -1, -1).flatten()
 
 
-def sampling_locations(references: Tensor, offsets: Tensor, level_sizes: Tensor) -> Tensor:
-    """Where to sample, in [0, 1] of every level.
-
-    references: (B, Q, L, 2) points, the offsets count cells; or (B, Q, L, 4) boxes (cxcywh), the offsets count half
-    box sizes, shared by the points. offsets: (B, Q, H, L, P, 2). level_sizes: (L, 2), (width, height).
-    Returns (B, Q, H, L, P, 2), xy.
-    """
-    anchors = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
-    if references.shape[-1] == 2:
-        return anchors + offsets / level_sizes[:, None]
-    num_points = offsets.shape[-2]
-    return anchors[..., :2] + offsets / num_points * anchors[..., 2:] * 0.5
-
-
 class DeformableAttention(nn.Module):
     """Every query samples P points per head and level of the memory around its reference, and mixes them.
 
     The parameter names are those of all public implementations. The residual is the caller's.
 
-    sample: :func:`dinox.ops.ms_deform_attn`, or what takes its place in files for runtimes that do not know it.
+    attend: :func:`dinox.ops.ms_deform_attn_fused`, or what takes its place in files for runtimes that do not know it.
     """
 
-    sample = staticmethod(ms_deform_attn)
+    attend = staticmethod(ms_deform_attn_fused)
 
     def __init__(self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float = 0.0):
         super().__init__()
@@ -83,9 +68,7 @@ class DeformableAttention(nn.Module):
             # After the projection, so that its bias does not leak into padding.
             value = value.masked_fill(memory.padding_mask[..., None], 0.0)
         value = value.unflatten(-1, (self.num_heads, -1))  # (B, S, H, D / H)
-        offsets = at_least_float32(self.sampling_offsets(query)).unflatten(-1, (*samples, 2))
-        weights = at_least_float32(self.attention_weights(query)).unflatten(-1, (self.num_heads, -1))
-        weights = weights.softmax(-1).unflatten(-1, samples[1:])  # one softmax over all L * P samples
-        locations = sampling_locations(at_least_float32(references), offsets, memory.level_sizes)
-        sampled = self.sample(value, memory.spatial_shapes, locations, weights)  # (B, Q, D)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
+        logits = self.attention_weights(query).unflatten(-1, samples)
+        sampled = self.attend(value, memory.spatial_shapes, references, offsets, logits)  # (B, Q, D)
         return self.dropout(self.output_proj(sampled))

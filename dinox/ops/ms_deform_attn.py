@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from dinox.ops import library
+from dinox.ops.arguments import argument_error, check_tensor, check_value
 from dinox.ops.reference import accumulation_dtype, ms_deform_attn_reference, ms_deform_attn_reference_backward
-
-_VALUE_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def ms_deform_attn(
@@ -55,42 +54,27 @@ def _as_shapes_tensor(spatial_shapes: Tensor | Sequence[tuple[int, int]]) -> Ten
     if isinstance(spatial_shapes, Tensor):
         return spatial_shapes
     if not all(isinstance(size, (tuple, list)) and len(size) == 2 for size in spatial_shapes):
-        raise _error("spatial_shapes", "a sequence of (height, width)", spatial_shapes)
+        raise argument_error("spatial_shapes", "a sequence of (height, width)", spatial_shapes)
     flat = [side for size in spatial_shapes for side in size]
     return torch.tensor(flat, dtype=torch.int64, device="cpu").view(-1, 2)
 
 
 def _check(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> None:
     """All that can be told without reading tensors; the backends check that sizes add up to the tokens of value."""
-    if value.dim() != 4:
-        raise _error("value", "4 dimensions (B, S, H, C)", tuple(value.shape))
-    if value.dtype not in _VALUE_DTYPES:
-        raise _error("value", "float32, float64, float16 or bfloat16", value.dtype)
+    check_value(value)
     if spatial_shapes.dim() != 2 or spatial_shapes.shape[1] != 2 or spatial_shapes.shape[0] == 0:
-        raise _error("spatial_shapes", "shape (L, 2) with at least one level", tuple(spatial_shapes.shape))
+        raise argument_error("spatial_shapes", "shape (L, 2) with at least one level", tuple(spatial_shapes.shape))
     if spatial_shapes.dtype != torch.int64 or spatial_shapes.device.type != "cpu":
         got = f"{spatial_shapes.dtype} on {spatial_shapes.device}"
-        raise _error("spatial_shapes", "an int64 tensor on the CPU or a sequence of (height, width)", got)
+        raise argument_error("spatial_shapes", "an int64 tensor on the CPU or a sequence of (height, width)", got)
     if sampling_locations.dim() != 6:
-        raise _error("sampling_locations", "6 dimensions (B, Q, H, L, P, 2)", tuple(sampling_locations.shape))
+        raise argument_error("sampling_locations", "6 dimensions (B, Q, H, L, P, 2)", tuple(sampling_locations.shape))
 
     batch, _, heads, _ = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     weights_shape = (batch, queries, heads, spatial_shapes.shape[0], points)
-    if tuple(sampling_locations.shape) != (*weights_shape, 2):
-        expected = f"shape (B, Q, H, L, P, 2) = {(*weights_shape, 2)}"
-        raise _error("sampling_locations", expected, tuple(sampling_locations.shape))
-    if tuple(attention_weights.shape) != weights_shape:
-        raise _error("attention_weights", f"shape (B, Q, H, L, P) = {weights_shape}", tuple(attention_weights.shape))
-    for name, tensor in (("sampling_locations", sampling_locations), ("attention_weights", attention_weights)):
-        if not tensor.is_floating_point():
-            raise _error(name, "a floating point dtype", tensor.dtype)
-        if tensor.device != value.device:
-            raise _error(name, f"device {value.device} (that of value)", tensor.device)
-
-
-def _error(argument: str, expected: str, got: Any) -> ValueError:
-    return ValueError(f"ms_deform_attn: {argument}: expected {expected}, got {got}")
+    check_tensor(sampling_locations, "sampling_locations", "(B, Q, H, L, P, 2)", (*weights_shape, 2), value)
+    check_tensor(attention_weights, "attention_weights", "(B, Q, H, L, P)", weights_shape, value)
 
 
 # ---------------------------------------------------------------- registration

@@ -84,6 +84,71 @@ def ms_deform_attn_reference_backward(
     )
 
 
+# ---------------------------------------------------------------- from raw inputs
+
+
+def sampling_locations(reference_points: Tensor, sampling_offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
+    """Where to sample, in [0, 1] of every level.
+
+    reference_points: (B, Q, L, 2) points, the offsets count cells; or (B, Q, L, 4) boxes (cxcywh), the offsets count
+    half box sizes, shared by the P points. sampling_offsets: (B, Q, H, L, P, 2). spatial_shapes: (L, 2).
+    Returns (B, Q, H, L, P, 2), xy.
+    """
+    anchors = reference_points[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+    return anchors[..., :2] + sampling_offsets * _offset_steps(anchors, sampling_offsets, spatial_shapes)
+
+
+def ms_deform_attn_fused_reference(
+    value: Tensor, spatial_shapes: Tensor, reference_points: Tensor, sampling_offsets: Tensor, attention_logits: Tensor
+) -> Tensor:
+    """Shapes and dtypes as in ``dinox.ops.ms_deform_attn_fused``. Differentiable by autograd."""
+    precise = accumulation_dtype(value)
+    locations = sampling_locations(reference_points, sampling_offsets.to(precise), spatial_shapes)
+    return ms_deform_attn_reference(
+        value, spatial_shapes, locations, softmax_over_samples(attention_logits.to(precise))
+    )
+
+
+def ms_deform_attn_fused_reference_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    spatial_shapes: Tensor,
+    reference_points: Tensor,
+    sampling_offsets: Tensor,
+    attention_logits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of value, reference_points, sampling_offsets and attention_logits; needs no autograd graph."""
+    precise = accumulation_dtype(value)
+    offsets, weights = sampling_offsets.to(precise), softmax_over_samples(attention_logits.to(precise))
+    locations = sampling_locations(reference_points, offsets, spatial_shapes)
+    grad_value, grad_locations, grad_weights = ms_deform_attn_reference_backward(
+        grad_output, value, spatial_shapes, locations, weights
+    )
+    grad_logits = weights * (grad_weights - (weights * grad_weights).sum((-2, -1), keepdim=True))
+    steps = _offset_steps(reference_points[:, :, None, :, None], offsets, spatial_shapes)
+    grad_references = grad_locations.sum((2, 4))  # (B, Q, L, 2)
+    if reference_points.shape[-1] == 4:
+        grad_sizes = (grad_locations * offsets).sum((2, 4)) * (0.5 / offsets.shape[-2])
+        grad_references = torch.cat([grad_references, grad_sizes], -1)
+    grad_offsets = (grad_locations * steps).to(sampling_offsets.dtype)
+    return grad_value, grad_references, grad_offsets, grad_logits.to(attention_logits.dtype)
+
+
+def _offset_steps(anchors: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
+    """What one unit of an offset is in [0, 1] of its level; anchors: (B, Q, 1, L, 1, 2 or 4)."""
+    if anchors.shape[-1] == 2:
+        return 1 / spatial_shapes.flip(-1).to(offsets)[:, None]  # (L, 1, 2)
+    return anchors[..., 2:] * (0.5 / offsets.shape[-2])
+
+
+def softmax_over_samples(logits: Tensor) -> Tensor:
+    """(B, Q, H, L, P): one softmax over all L * P samples."""
+    return logits.flatten(-2).softmax(-1).view(logits.shape)
+
+
+# ---------------------------------------------------------------- levels and samples
+
+
 def _counts(spatial_shapes: Tensor, sampling_locations: Tensor) -> Tensor:
     """Which samples count at all: (B, Q, H, L, P) booleans. Comparisons with NaN are false."""
     sizes = spatial_shapes.flip(-1).to(sampling_locations)[:, None]  # (L, 1, 2): (width, height)

@@ -81,7 +81,6 @@ class Memory:
     padding_mask: (B, S) bool, True = padding.
     spatial_shapes: L x (height, width).
     token_counts: tokens of every image that are not padding; one number if it holds for all images.
-    level_sizes: (L, 2), (width, height) of every level.
     valid_ratios: (B, L, 2), the share of (width, height) of every level that the image fills.
     cell_centers: (B, S, 2), centre (x, y) of every token's cell as a share of the image; > 1 in padding.
     """
@@ -91,7 +90,6 @@ class Memory:
     padding_mask: Tensor
     spatial_shapes: tuple[Size, ...]
     token_counts: tuple[int, ...]
-    level_sizes: Tensor
     valid_ratios: Tensor
     cell_centers: Tensor
 
@@ -114,7 +112,6 @@ def flatten_pyramid(pyramid: FeaturePyramid, embed_positions: Callable[[int, Ten
         padding_mask=torch.cat([mask.flatten(1) for mask in masks], dim=1),
         spatial_shapes=pyramid.spatial_shapes,
         token_counts=pyramid.token_counts,
-        level_sizes=level_sizes,
         valid_ratios=valid / level_sizes,
         cell_centers=torch.cat(
             [_cell_centers(size, valid[:, level]) for level, size in enumerate(pyramid.spatial_shapes)], dim=1

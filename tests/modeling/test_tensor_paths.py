@@ -15,7 +15,7 @@ def test_a_batch_of_equal_sizes_is_encoded_as_the_same_images_in_a_list():
     with torch.no_grad():
         listed, batched = model.encode(images), model.encode_batch(torch.stack(images))
     assert batched.spatial_shapes == listed.spatial_shapes and not batched.is_padded
-    for name in ("tokens", "positions", "padding_mask", "level_sizes", "valid_ratios", "cell_centers"):
+    for name in ("tokens", "positions", "padding_mask", "valid_ratios", "cell_centers"):
         torch.testing.assert_close(getattr(batched, name), getattr(listed, name), atol=1e-5, rtol=0)
 
 
