@@ -1,10 +1,10 @@
 // Backward: the groups of the forward pass, with gradients.
 //
 // Each lane keeps its part of the three sums over channels that a sample's gradients need; a transposed sum then hands
-// those of a sample to the lane that located it, which writes them once. Gradients of value are added to memory: rows of
-// coarse levels, that many samples share, in shared memory first if the host has chosen so (their additions are loops
-// there, but much fewer rows reach the L2 cache, where equal addresses queue); else directly. With p.grad.cells nothing
-// is added: samples are recorded, and ordered.cuh sums them in a fixed order.
+// those of a sample to the lane that located it, which writes them once. Gradients of value are added to memory: rows
+// of coarse levels, that many samples share, in shared memory first if the host has chosen so (their additions are
+// loops there, but much fewer rows reach the L2 cache, where equal addresses queue); else directly. With p.grad.cells
+// nothing is added: samples are recorded, and ordered.cuh sums them in a fixed order.
 #pragma once
 
 #include "samples.cuh"
@@ -56,10 +56,12 @@ __device__ __forceinline__ void add_corners(const Problem& p, int32_t level, con
   }
 }
 
-// Sums over the channels of this lane: gradients of the sampled value by weight, and by x and y in pixels before weights.
+// Sums over the channels of this lane: gradients of the sampled value by weight, and by x and y in pixels before
+// weights.
 template <int kVector, typename value_t, typename acc_t>
-__device__ __forceinline__ void add_slopes(const Sample<acc_t>& sample, const uint32_t (&inside)[4], const Packed<value_t, kVector> (&packed)[4],
-                                           const acc_t (&grad)[kVector], acc_t (&slopes)[3]) {
+__device__ __forceinline__ void add_slopes(const Sample<acc_t>& sample, const uint32_t (&inside)[4],
+                                           const Packed<value_t, kVector> (&packed)[4], const acc_t (&grad)[kVector],
+                                           acc_t (&slopes)[3]) {
   acc_t dot[4];
 #pragma unroll
   for (int corner = 0; corner < 4; ++corner) {
@@ -86,7 +88,8 @@ __device__ __forceinline__ void record(const Problem& p, const Work& work, int32
     // A level has cells (top, left) from (-1, -1) on: its rows and columns and one more of each; so have those before.
     int32_t first = 0;
     for (int l = 0; l < level; ++l) first += (p.level[l].height + 1) * (p.level[l].width + 1);
-    cell = work.head * p.grad.cells_per_head + first + (located.top + 1) * (p.level[level].width + 1) + located.left + 1;
+    cell =
+        work.head * p.grad.cells_per_head + first + (located.top + 1) * (p.level[level].width + 1) + located.left + 1;
   }
   p.grad.cells[at] = cell;
   acc_t* numbers = static_cast<acc_t*>(p.grad.records) + 3 * at;
@@ -241,7 +244,8 @@ __device__ __forceinline__ void flush_shared_rows(const Problem& p, int32_t imag
 }
 
 template <typename value_t, bool kFused, int kLanes, int kVector, int kPoints, bool kShared>
-__global__ void __launch_bounds__(kShared ? kManyThreads : kThreads, kShared ? 1 : 2)
+__global__ void __launch_bounds__(kShared ? kManyThreads : kThreads,
+                                  kShared ? 1 : kBackwardBlocks<Accumulator<value_t>>)
     backward_kernel(const __grid_constant__ Problem p) {
   using acc_t = Accumulator<value_t>;
   const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;

@@ -45,7 +45,7 @@ __device__ __forceinline__ void forward_group(const Problem& p, const Work& work
 }
 
 template <typename value_t, bool kFused, int kLanes, int kVector, int kPoints>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<Accumulator<value_t>>)
     forward_kernel(const __grid_constant__ Problem p) {
   const int group = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const Work work = work_of(p, blockIdx.z, blockIdx.y << p.tiles.log2_heads, blockIdx.x, group);

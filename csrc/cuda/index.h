@@ -13,8 +13,8 @@ __host__ __device__ __forceinline__ int64_t index_of(int32_t image, int32_t rows
   return (static_cast<int64_t>(image) * rows + row) * heads + head;
 }
 
-// Bytes from the first token of an image to a part of the row of `token` (which may lie before it, as long as nothing is
-// read there). In 32 bits, where all of an image is that small: the hardware adds them to a common base by itself.
+// Bytes from the first token of an image to a part of the row of `token` (which may lie before it, as long as nothing
+// is read there). In 32 bits, where all of an image is that small: the hardware adds them to a common base by itself.
 template <typename offset_t>
 __host__ __device__ __forceinline__ offset_t offset_of(int32_t token, int32_t row_bytes, offset_t part) {
   return static_cast<offset_t>(token) * static_cast<offset_t>(row_bytes) + part;

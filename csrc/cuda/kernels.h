@@ -1,4 +1,5 @@
-// The kernels' launches, for files that do without CUDA's compiler or without ATen. Each returns what the launch returned.
+// The kernels' launches, for files that do without CUDA's compiler or without ATen. Each returns what the launch
+// returned.
 #pragma once
 
 #include <cuda_runtime.h>

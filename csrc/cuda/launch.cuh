@@ -1,4 +1,4 @@
-// Calls of kernels by their address, with the types and sizes they are compiled for chosen at run time.
+// Calls of kernels, with the types and sizes they are compiled for chosen at run time.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,24 +11,27 @@ namespace dinox {
 
 template <typename... Arguments>
 cudaError_t launch(void (*kernel)(Arguments...), const Launch& plan, cudaStream_t stream, Arguments... arguments) {
-  const void* address = reinterpret_cast<const void*>(kernel);
   if (plan.shared_bytes > kUsualSharedBytes) {
-    const cudaError_t error = cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(plan.shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared_bytes));
     if (error != cudaSuccess) return error;
   }
   void* pointers[] = {&arguments...};
-  return cudaLaunchKernel(address, plan.grid, dim3(plan.threads), pointers, plan.shared_bytes, stream);
+  return cudaLaunchKernel(kernel, plan.grid, dim3(plan.threads), pointers, plan.shared_bytes, stream);
 }
 
 // Calls f with a number of value's type.
 template <typename F>
 cudaError_t with_value_type(Number type, const F& f) {
   switch (type) {
-    case Number::kFloat: return f(float{});
-    case Number::kDouble: return f(double{});
-    case Number::kHalf: return f(__half{});
-    default: return f(__nv_bfloat16{});
+    case Number::kFloat:
+      return f(float{});
+    case Number::kDouble:
+      return f(double{});
+    case Number::kHalf:
+      return f(__half{});
+    default:
+      return f(__nv_bfloat16{});
   }
 }
 

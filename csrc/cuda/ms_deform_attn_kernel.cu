@@ -1,10 +1,10 @@
 // Multi-scale deformable attention on NVIDIA GPUs: the operators, between tensors and the kernels of forward.cu and
 // backward.cu.
 //
-// A few lanes serve one (image, query, head), each a part of the channels by loads of 16 bytes; blocks take queries that
-// lie close together in a level, and one head of them or a few, because what they share of the value in L1 decides the
-// speed. Locations, weights and sums are float (double beside double): half precision cannot address pixels of large
-// levels. Nothing here waits for the device or copies to it, so that calls can be captured in CUDA graphs.
+// A few lanes serve one (image, query, head), each a part of the channels by loads of 16 bytes; blocks take queries
+// that lie close together in a level, and one head of them or a few, because what they share of the value in L1 decides
+// the speed. Locations, weights and sums are float (double beside double): half precision cannot address pixels of
+// large levels. Nothing here waits for the device or copies to it, so that calls can be captured in CUDA graphs.
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
@@ -30,11 +30,16 @@ namespace {
 
 Number number_of(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return Number::kFloat;
-    case at::kDouble: return Number::kDouble;
-    case at::kHalf: return Number::kHalf;
-    case at::kBFloat16: return Number::kBfloat;
-    default: TORCH_CHECK_VALUE(false, "ms_deform_attn: value: expected float, double, half or bfloat16, got ", type);
+    case at::kFloat:
+      return Number::kFloat;
+    case at::kDouble:
+      return Number::kDouble;
+    case at::kHalf:
+      return Number::kHalf;
+    case at::kBFloat16:
+      return Number::kBfloat;
+    default:
+      TORCH_CHECK_VALUE(false, "ms_deform_attn: value: expected float, double, half or bfloat16, got ", type);
   }
 }
 
@@ -92,8 +97,12 @@ struct Call {
     some.images = images;
     Problem p = make_problem(some, levels, type());
     p.value = at(value, first);
-    p.in = {at(pairs, first), at(scalars, first), number_of(pairs.scalar_type()), number_of(scalars.scalar_type()),
-            fused() ? at(references, first) : nullptr, fused() ? static_cast<int32_t>(references.size(3)) : 0};
+    p.in = {at(pairs, first),
+            at(scalars, first),
+            number_of(pairs.scalar_type()),
+            number_of(scalars.scalar_type()),
+            fused() ? at(references, first) : nullptr,
+            fused() ? static_cast<int32_t>(references.size(3)) : 0};
     return p;
   }
   static const void* at(const at::Tensor& tensor, int64_t image) {
@@ -118,8 +127,7 @@ at::Tensor forward(const Call& call) {
   for (int64_t image = 0; image < n.images; image += kMaxGrid) {
     Problem p = call.problem(image, std::min(n.images - image, kMaxGrid));
     p.output = Call::mutable_at(output, image);
-    C10_CUDA_CHECK(
-        launch_forward(p, call.variant(), call.type(), current_device(), c10::cuda::getCurrentCUDAStream()));
+    C10_CUDA_CHECK(launch_forward(p, call.variant(), call.type(), current_device(), c10::cuda::getCurrentCUDAStream()));
   }
   return output;
 }
@@ -209,15 +217,23 @@ Grads backward(const Call& call, const at::Tensor& grad_output) {
 Call call_of(const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& sampling_locations,
              const at::Tensor& attention_weights) {
   const Sizes n = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
-  return {n, dense(value), dense(sampling_locations), dense(attention_weights), at::Tensor(),
+  return {n,
+          dense(value),
+          dense(sampling_locations),
+          dense(attention_weights),
+          at::Tensor(),
           check_levels(spatial_shapes, n.tokens)};
 }
 
 Call call_of(const at::Tensor& value, at::IntArrayRef spatial_shapes, const at::Tensor& reference_points,
              const at::Tensor& sampling_offsets, const at::Tensor& attention_logits) {
   const Sizes n = check_fused_arguments(value, spatial_shapes, reference_points, sampling_offsets, attention_logits);
-  return {n, dense(value), dense_raw(sampling_offsets, value), dense_raw(attention_logits, value),
-          dense(reference_points), check_levels(spatial_shapes, n.tokens)};
+  return {n,
+          dense(value),
+          dense_raw(sampling_offsets, value),
+          dense_raw(attention_logits, value),
+          dense(reference_points),
+          check_levels(spatial_shapes, n.tokens)};
 }
 
 at::Tensor ms_deform_attn(const at::Tensor& value, const at::Tensor& spatial_shapes,

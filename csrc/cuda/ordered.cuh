@@ -1,7 +1,8 @@
 // Gradients of value in a fixed order of additions, from samples that backward.cuh has recorded.
 //
 // The cell of a sample is the place of its top left corner: pixels of a level from (-1, -1) on. Records are sorted by
-// cell, those of a cell by their number. A pixel is a corner of the samples of four cells; one group of lanes sums them.
+// cell, those of a cell by their number. A pixel is a corner of the samples of four cells; one group of lanes sums
+// them.
 #pragma once
 
 #include "samples.cuh"
@@ -10,8 +11,8 @@ namespace dinox {
 
 // p is the problem of one image.
 template <typename value_t, int kLanes, int kVector>
-__global__ void __launch_bounds__(kThreads) ordered_kernel(const __grid_constant__ Problem p,
-                                                           const __grid_constant__ Ordered ordered) {
+__global__ void __launch_bounds__(kThreads)
+    ordered_kernel(const __grid_constant__ Problem p, const __grid_constant__ Ordered ordered) {
   using acc_t = Accumulator<value_t>;
   const int lane = threadIdx.x % kLanes, groups = kThreads / kLanes;
   const int32_t head = blockIdx.y;

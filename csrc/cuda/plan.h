@@ -11,8 +11,8 @@ namespace dinox {
 
 // What a kernel is compiled for: how many lanes share a row, and how many channels each of them loads at a time.
 struct Variant {
-  int lanes, vector;   // vector 1: any number of channels
-  bool usual_points;   // kUsualPoints per level
+  int lanes, vector;  // vector 1: any number of channels
+  bool usual_points;  // kUsualPoints per level
 };
 
 struct Device {
@@ -26,13 +26,13 @@ struct Launch {
   int64_t shared_bytes;
 };
 
-constexpr int kVectorBytes = 16;                     // of one load
-constexpr int kLineBytes = 128;                      // of memory, what L1 serves at a time
-constexpr int kTileWidth = 8;                        // queries; with kThreads, tiles of 8 x 4 at 32 channels
-constexpr int kBlocksPerMultiprocessor = 4;          // fewer blocks than that for all: smaller blocks
-constexpr int64_t kMaxGrid = 65535;                  // in y and z
-constexpr int64_t kUsualSharedBytes = 48 * 1024;     // more has to be asked for
-constexpr int64_t kReservedSharedBytes = 1024;       // of each block, by the system
+constexpr int kVectorBytes = 16;                  // of one load
+constexpr int kLineBytes = 128;                   // of memory, what L1 serves at a time
+constexpr int kTileWidth = 8;                     // queries; with kThreads, tiles of 8 x 4 at 32 channels
+constexpr int kBlocksPerMultiprocessor = 4;       // fewer for each of them: smaller blocks
+constexpr int64_t kMaxGrid = 65535;               // in y and z
+constexpr int64_t kUsualSharedBytes = 48 * 1024;  // more has to be asked for
+constexpr int64_t kReservedSharedBytes = 1024;    // of each block, by the system
 // Shared memory pays where a row takes several additions from a block before it goes to global memory. An addition of a
 // number there costs several instructions (there is no float reduction in shared memory), one in global memory a
 // quarter of one (sm_90) but a share of the L2 cache's rate; so measure before changing this.
@@ -157,8 +157,7 @@ inline bool plan_shared_backward(Problem& p, const Variant& variant, const Devic
   cut_tiles(p, kManyThreads / variant.lanes, 0);
   p.tiles.per_block = ceil_div(p.tiles.count, std::min<int64_t>(blocks_per_pair, std::max(p.tiles.count, 1)));
   const auto blocks = static_cast<unsigned>(ceil_div(p.tiles.count, p.tiles.per_block));
-  launch = {dim3(blocks, p.heads, p.images), kManyThreads,
-            rows * stride * int64_t{sizeof(float)} + kept};
+  launch = {dim3(blocks, p.heads, p.images), kManyThreads, rows * stride * int64_t{sizeof(float)} + kept};
   return true;
 }
 

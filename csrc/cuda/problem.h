@@ -17,11 +17,19 @@ constexpr int64_t kMaxTokensOnDevice = int64_t{1} << (30 - kCornerBits);
 enum class Number : int32_t { kFloat, kDouble, kHalf, kBfloat };
 
 // Threads of a block: usually, for few queries (to fill the device), and for blocks with many rows in shared memory, of
-// which one or two fit a multiprocessor. More threads share more pixels in L1; 256 lets eight blocks of 32 registers, or
-// three of 80, share a multiprocessor.
+// which one fits a multiprocessor. More threads in a block share more pixels in L1.
 constexpr int kThreads = 256;
 constexpr int kFewThreads = 64;
 constexpr int kManyThreads = 512;
+
+// Blocks of kThreads that a multiprocessor shall hold: they bound the registers of a thread to 65536 / (blocks *
+// threads). More blocks hide more of the latency of loads, more registers let a thread have more loads under way; 64
+// and 128 are the fewest with which no kernel spills on sm_80 and newer. With double, kernels need twice as many and
+// speed is no concern.
+template <typename acc_t>
+constexpr int kForwardBlocks = sizeof(acc_t) == 8 ? 2 : 4;
+template <typename acc_t>
+constexpr int kBackwardBlocks = sizeof(acc_t) == 8 ? 1 : 2;
 
 constexpr int size_of(Number type) { return type == Number::kDouble ? 8 : type == Number::kFloat ? 4 : 2; }
 
@@ -47,17 +55,17 @@ struct Tiles {
 
 // Where gradients go, in the accumulator's type unless said otherwise.
 struct Gradients {
-  const void* output;   // (B, Q, H, C), in value's type
-  void* value;          // (B, S, H, C), zeros at first; null where samples are recorded instead
-  void* pairs;          // as Input::pairs, in its type
-  void* scalars;        // as Input::scalars, in its type
-  void* references;     // (B, Q, H, L, 2 or 4): still to be summed over heads
-  int32_t* cells;       // (Q, H, L, P): number of the cell of each sample, see ordered.cuh
-  void* records;        // (Q, H, L, P, 3): right, bottom, weight of each sample
+  const void* output;  // (B, Q, H, C), in value's type
+  void* value;         // (B, S, H, C), zeros at first; null where samples are recorded instead
+  void* pairs;         // as Input::pairs, in its type
+  void* scalars;       // as Input::scalars, in its type
+  void* references;    // (B, Q, H, L, 2 or 4): still to be summed over heads
+  int32_t* cells;      // (Q, H, L, P): number of the cell of each sample, see ordered.cuh
+  void* records;       // (Q, H, L, P, 3): right, bottom, weight of each sample
   int32_t cells_per_head;
-  int32_t shared_rows;                 // rows of a head that a block accumulates in shared memory,
-  int32_t shared_stride;               // numbers from one to the next,
-  int32_t shared_start[kMaxLevels];    // and the first of each level, or -1
+  int32_t shared_rows;               // rows of a head that a block accumulates in shared memory,
+  int32_t shared_stride;             // numbers from one to the next,
+  int32_t shared_start[kMaxLevels];  // and the first of each level, or -1
 };
 
 struct Problem {

@@ -90,6 +90,7 @@ __device__ __forceinline__ Softmax<acc_t> softmax_of(const Problem& p, const Wor
   const int64_t first = work.index * p.samples;
   Softmax<acc_t> softmax;
   acc_t greatest = -INFINITY, sum = 0;
+#pragma unroll 2
   for (int i = lane; i < work.samples; i += kLanes) {
     const acc_t logit = load_number<acc_t, true>(p.in.scalars, p.in.scalars_type, first + i);
     greatest = logit > greatest ? logit : greatest;
@@ -99,6 +100,7 @@ __device__ __forceinline__ Softmax<acc_t> softmax_of(const Problem& p, const Wor
     const acc_t other = __shfl_xor_sync(kAllLanes, greatest, distance, kLanes);
     greatest = other > greatest ? other : greatest;
   }
+#pragma unroll 2
   for (int i = lane; i < work.samples; i += kLanes) {
     sum += exponential(load_number<acc_t, true>(p.in.scalars, p.in.scalars_type, first + i) - greatest);
   }
@@ -201,8 +203,8 @@ __device__ __forceinline__ Sample<acc_t> sample_of_lane(const Sample<acc_t>& own
 
 template <typename acc_t>
 struct Corners {
-  int32_t top_left;  // token
-  int32_t width;     // tokens from top to bottom
+  int32_t top_left;    // token
+  int32_t width;       // tokens from top to bottom
   uint32_t inside[4];  // not 0: the corner is a pixel of the level
   acc_t factor[4];     // bilinear factor times weight
 
