@@ -175,3 +175,22 @@ DINOX_INLINE Vector<double> exp_of(const Vector<double>& x) {
   for (int lane = 0; lane < kLanes<double>; ++lane) result[lane] = std::exp(x[lane]);
   return result;
 }
+
+// ---------------------------------------------------------------- copies
+
+// Copies `tokens` rows of `channels` numbers, filled up with zeros to `padded`. Strides are in elements.
+template <typename to_t, typename from_t>
+DINOX_INLINE void copy_rows(const from_t* from, int64_t from_stride, int64_t channels, to_t* to, int64_t to_stride,
+                            int64_t padded, int64_t tokens) {
+  constexpr int64_t kUsualChannels = 32;
+  for (int64_t token = 0; token < tokens; ++token) {
+    const from_t* __restrict source = from + token * from_stride;
+    to_t* __restrict row = to + token * to_stride;
+    if (channels == kUsualChannels) {  // a loop of known length is a few vector instructions
+      for (int64_t c = 0; c < kUsualChannels; ++c) row[c] = static_cast<to_t>(source[c]);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) row[c] = static_cast<to_t>(source[c]);
+    }
+    for (int64_t c = channels; c < padded; ++c) row[c] = static_cast<to_t>(0);
+  }
+}
