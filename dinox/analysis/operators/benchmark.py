@@ -1,7 +1,7 @@
 """Measures deformable attention: all implementations in one process, on the same tensors, in turn.
 
-Correctness comes first: an implementation whose output or gradients differ from the reference is not timed. Rounds
-alternate between the implementations, so that what else the machine does meets all of them. On a GPU, times are those
+Correctness comes first: an implementation whose output differs from the reference's is not timed. Rounds alternate
+between the implementations, so that what else the machine does meets all of them. On a GPU, times are those
 of CUDA events; "cold" runs find nothing of their inputs in the L2 cache.
 """
 
