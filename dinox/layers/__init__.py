@@ -1,20 +1,43 @@
 """Layers that encoders, decoders and heads are made of."""
 
-from dinox.layers.attention import QuerySelfAttention
+from dinox.layers.attention import (
+    ConditionalCrossAttention,
+    ConditionalSelfAttention,
+    MemoryAttention,
+    QuerySelfAttention,
+)
+from dinox.layers.decoder_layer import DecoderLayer
 from dinox.layers.deformable_attention import DeformableAttention
-from dinox.layers.feed_forward import MLP, FeedForward, xavier_init
-from dinox.layers.position_embedding import SinePositionEmbedding, sine_anchor_embedding, sine_position_map
-from dinox.layers.prediction import make_box_head, make_class_head
+from dinox.layers.encoder_layer import EncoderLayer
+from dinox.layers.feed_forward import MLP, Activation, FeedForward, xavier_init
+from dinox.layers.position_embedding import (
+    SinePositionEmbedding,
+    sine_anchor_embedding,
+    sine_features,
+    sine_position_map,
+)
+from dinox.layers.prediction import make_box_head, make_class_head, move_anchors
+from dinox.layers.row_column_attention import RowColumnAttention, RowColumnPositions
 
 __all__ = [
     "MLP",
+    "Activation",
+    "ConditionalCrossAttention",
+    "ConditionalSelfAttention",
+    "DecoderLayer",
     "DeformableAttention",
+    "EncoderLayer",
     "FeedForward",
+    "MemoryAttention",
     "QuerySelfAttention",
+    "RowColumnAttention",
+    "RowColumnPositions",
     "SinePositionEmbedding",
     "make_box_head",
     "make_class_head",
+    "move_anchors",
     "sine_anchor_embedding",
+    "sine_features",
     "sine_position_map",
     "xavier_init",
 ]

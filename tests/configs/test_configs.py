@@ -32,7 +32,7 @@ def test_there_are_configs_and_commands():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_trains_and_detects(name):
-    model = build_small(name, "model.backbone.bottom_up.depth=18")
+    model = build_small(name, f"model.backbone.bottom_up.depth={50 if 'dc5' in name else 18}")
     inputs = [make_input(64, 96, 2, num_classes=model.num_classes), make_input(50, 40, 0)]
     keys = assert_trains_one_step(model, inputs).keys()
     without_objects = [make_input(64, 96, 0), make_input(50, 40, 0)]
