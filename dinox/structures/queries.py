@@ -76,12 +76,12 @@ class Proposals:
 class QueryContext:
     """All that the maker of a query group may look at.
 
-    proposals: None without query selection. targets: None at inference. generator: of all randomness; None: torch's
-    default one. label_embedding: class labels -> content queries, where groups share one. known: objects that the user
-    has given at inference; None: nothing is known.
+    memory: None for groups that are made without looking at it. proposals: None without query selection. targets: None
+    at inference. generator: of all randomness; None: torch's default one. label_embedding: class labels -> content
+    queries, where groups share one. known: objects that the user has given at inference; None: nothing is known.
     """
 
-    memory: Memory
+    memory: Memory | None = None
     proposals: Proposals | None = None
     targets: Targets | None = None
     generator: torch.Generator | None = None

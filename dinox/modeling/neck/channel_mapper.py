@@ -60,8 +60,7 @@ class ChannelMapper(Backbone):
         in_features: Sequence[str] | None = None,
         norm: Norm = "GN",
     ):
-        """in_features: maps of ``bottom_up`` to use; all of them by default. norm: "" in DETR and its first relatives.
-        """
+        """in_features: maps of ``bottom_up`` to use; all by default. norm: "" in DETR and its first relatives."""
         super().__init__()
         if norm not in get_args(Norm):
             raise ValueError(f"norm must be one of {', '.join(map(repr, get_args(Norm)))}, got {norm!r}")

@@ -36,6 +36,7 @@ from dinox.modeling.queries.placement import (
     PlacedQueries,
     SummedEmbedding,
 )
+from dinox.modeling.queries.plug_in import DenoisedQueries, Denoising
 from dinox.modeling.queries.selection import (
     ClassAgnosticSelection,
     QuerySelection,
@@ -48,6 +49,8 @@ __all__ = [
     "CenterShiftAndScale",
     "ClassAgnosticSelection",
     "ContrastiveBoxNoise",
+    "DenoisedQueries",
+    "Denoising",
     "DenoisingNoise",
     "DenoisingQueries",
     "DynamicGroups",

@@ -111,6 +111,8 @@ class FixedGroups:
     """Always the same number of sub-groups (DN-DETR: 5, with deformable encoder only: 10)."""
 
     def __init__(self, *, num_groups: int = 5):
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}")
         self.fewest = num_groups
 
     def __call__(self, max_objects: int) -> int:
@@ -189,7 +191,7 @@ class DenoisingQueries(nn.Module):
     def sample_noise(self, shape: tuple[int, int], copies: int, context: QueryContext) -> DenoisingNoise:
         """shape: (B, M). The one place where this module draws random numbers; replace it to inject recorded ones."""
         shape = (shape[0], copies, shape[1])
-        draw = {"generator": context.generator, "device": context.memory.tokens.device}
+        draw = {"generator": context.generator, "device": context.targets.valid.device}
         return DenoisingNoise(
             flip=torch.rand(shape, **draw),
             new_labels=torch.randint(self.num_classes, shape, **draw),

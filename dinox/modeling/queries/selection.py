@@ -2,7 +2,7 @@
 
 | selection | ranked by | the encoder learns |
 |---|---|---|
-| ``QuerySelection`` (DAB-Deformable-DETR, DINO) | a token's best class | on the selected tokens, objects of all classes |
+| ``QuerySelection`` (DAB-Deformable-DETR, DINO) | a token's best class | on the selected tokens, the classes |
 | ``ClassAgnosticSelection`` (Deformable DETR) | class 0 | on all tokens, objects as objects, of class 0 |
 
 Legend: B images, S memory tokens, N proposals, D channels, K classes.
