@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dinox.losses import FocalLoss, GIoULoss, L1Loss, sigmoid_focal_loss
+from dinox.losses import FocalLoss, GIoULoss, L1Loss, SoftmaxLoss, sigmoid_focal_loss
 from dinox.structures import MatchedPredictions, Targets
 
 
@@ -51,3 +51,18 @@ def test_background_boxes_get_no_gradient():
     assert gradient is not None
     assert gradient[0, 0, 0].abs().max() > 0
     assert gradient[0, 0, 1].abs().max() == 0
+
+
+def test_softmax_loss_weighs_background_less_and_divides_by_the_weights():
+    """Even logits over two classes and "no object": ln 3 each; a positive of weight 1, a background of weight 0.1."""
+    boxes = [[0.5, 0.5, 0.4, 0.4], [0.2, 0.2, 0.1, 0.1]]
+    matched = make_matched(boxes, [0, -1], torch.zeros(1, 1, 2, 3))
+    loss = SoftmaxLoss(background_weight=0.1)
+    assert loss(matched).tolist() == pytest.approx([1.1 * math.log(3)])
+    assert loss.normaliser(matched).tolist() == pytest.approx([1.1])
+
+
+def test_softmax_loss_wants_class_1_where_it_is_and_no_object_elsewhere():
+    logits = torch.tensor([[[[0.0, 9.0, 0.0], [0.0, 0.0, 9.0]]]])
+    matched = make_matched([[0.5, 0.5, 0.4, 0.4], [0.2, 0.2, 0.1, 0.1]], [0, -1], logits)
+    assert SoftmaxLoss()(matched).item() < 1e-3

@@ -13,6 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..small_models import assert_trains_one_step, build_small, make_input
 
 TIME_LIMIT = 90  # seconds; a hang is the failure this guards against, most of the time goes into importing twice
+TRAINED_IN_TURN = [
+    "dino/dino_r50_4scale_12ep",
+    "dn_detr/dn_detr_r50_50ep",
+    "dn_detr/dn_vanilla_detr_r50_300ep",
+    "dn_detr/dn_deformable_detr_two_stage_r50_50ep",
+]
 
 
 def free_port() -> int:
@@ -24,12 +30,14 @@ def free_port() -> int:
 def train_where_ranks_have_no_objects(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    model = DistributedDataParallel(build_small())  # without find_unused_parameters
-    # One rank, the other one, both; DDP notices a missing gradient at the next forward.
-    for step, objects in enumerate([(3, 0), (0, 3), (0, 0), (3, 0)]):
-        losses = assert_trains_one_step(model, [make_input(64, 64, objects[rank], seed=step)])
-    gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
-    torch.save({"keys": sorted(losses), "gradients": gradients}, os.path.join(folder, f"{rank}.pth"))
+    keys, gradients = {}, {}
+    for config in TRAINED_IN_TURN:
+        model = DistributedDataParallel(build_small(config))  # without find_unused_parameters
+        # One rank, the other one, both; DDP notices a missing gradient at the next forward.
+        for step, objects in enumerate([(3, 0), (0, 3), (0, 0), (3, 0)]):
+            keys[config] = sorted(assert_trains_one_step(model, [make_input(64, 64, objects[rank], seed=step)]))
+        gradients |= {f"{config} {name}": p.grad for name, p in model.module.named_parameters() if p.requires_grad}
+    torch.save({"keys": keys, "gradients": gradients}, os.path.join(folder, f"{rank}.pth"))
     dist.destroy_process_group()
 
 

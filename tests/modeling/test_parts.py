@@ -2,8 +2,17 @@
 
 import pytest
 import torch
+import torchvision
 
-from dinox.modeling import ChannelMapper, QuerySelection, TopKDetections, build_resnet
+from dinox.checkpoint import convert
+from dinox.modeling import (
+    BestClassDetections,
+    ChannelMapper,
+    ClassAgnosticSelection,
+    QuerySelection,
+    TopKDetections,
+    build_resnet,
+)
 from dinox.modeling.neck import group_norm
 from dinox.structures import RawPredictions
 
@@ -75,3 +84,45 @@ def test_selection_ranks_by_the_best_class_and_detaches():
     assert (best[:-1] >= best[1:] - 1e-6).all()
     assert not proposals.anchors.requires_grad and not proposals.features.requires_grad
     assert proposals.boxes.requires_grad and proposals.logits.requires_grad
+
+
+def test_class_agnostic_selection_ranks_by_class_0_and_teaches_all_tokens():
+    torch.manual_seed(0)
+    selection = ClassAgnosticSelection(embed_dim=8, num_classes=3, num_proposals=5)
+    proposals = selection(make_memory(torch.randn(1, 20, 8, requires_grad=True), [(4, 4), (2, 2)]))
+    assert proposals.logits.shape == (1, 20, 3) and proposals.boxes.shape == (1, 20, 4)
+    ranked = proposals.logits[0, :, 0].topk(5).indices
+    assert torch.equal(proposals.anchors[0], proposals.boxes[0, ranked])
+    assert not proposals.anchors.requires_grad and not proposals.features.requires_grad
+
+
+def test_best_class_detections_have_one_class_for_each_query():
+    """Softmax over two classes and "no object", which is never detected."""
+    logits = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 1.0, 5.0]]])[None]
+    boxes = torch.full((1, 1, 2, 4), 0.5)
+    (found,) = BestClassDetections(num_detections=2)(RawPredictions(logits, boxes), [(10, 10)])
+    probabilities = logits[0, 0].softmax(-1)
+    assert found.pred_classes.tolist() == [0, 1]
+    torch.testing.assert_close(found.scores, torch.stack([probabilities[0, 0], probabilities[1, 1]]))
+
+
+def test_dc5_computes_what_torchvisions_dilated_resnet_does():
+    """Stride 16, and torchvision's order of dilations. Same weights, float64: 1e-9 is rounding."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=[False, False, True]).double().eval()
+    ours = build_resnet(depth=50, out_features=["res5"], res5_dilation=2).double().eval()
+    converted = convert(theirs.state_dict(), source="torchvision")
+    converted = {name.removeprefix("backbone.bottom_up."): tensor for name, tensor in converted.items()}
+    ours.load_state_dict({name: converted[name] for name in ours.state_dict()})
+    image = torch.randn(1, 3, 48, 64, dtype=torch.float64)
+    stages = torch.nn.Sequential(*list(theirs.children())[:-2])
+    features = ours(image)["res5"]
+    assert features.shape == (1, 2048, 3, 4)
+    torch.testing.assert_close(features, stages(image), atol=1e-9, rtol=1e-6)
+
+
+def test_dilation_needs_bottlenecks():
+    with pytest.raises(ValueError, match="needs bottleneck blocks"):
+        build_resnet(depth=18, res5_dilation=2)
+    with pytest.raises(ValueError, match="res5_dilation must be 1 or 2, got 4"):
+        build_resnet(res5_dilation=4)
