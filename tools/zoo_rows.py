@@ -76,7 +76,9 @@ def _describe(slot: str, node: Any) -> str:
     if slot == "criterion":
         return ", ".join(_name(part) for key, part in node.items() if key.endswith("_loss") and _is_part(part))
     layers = f"{node.num_layers} x " if "num_layers" in node else ""
-    variant = f", look forward {node.look_forward}" if "look_forward" in node else ""
+    variant = ""
+    if "look_forward" in node:
+        variant = f", look forward {node.look_forward}" if node.look_forward else ", boxes not refined"
     wrapped = f"({_describe(slot, node[slot])})" if _is_part(node.get(slot)) else ""  # a part around another one
     return f"{layers}{_name(node)}{variant}{wrapped}"
 
