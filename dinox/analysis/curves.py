@@ -130,7 +130,8 @@ def _draw_panel(panel: Axes, runs: Sequence[Run], styles: Sequence[_Style], metr
         for x, values, style in curves:
             panel.plot(x, values, color=style.colour, linestyle=style.line, marker=style.marker, markersize=5)
         if all(np.min(values) >= 0 for _, values, _ in curves):
-            panel.set_ylim(bottom=0)
+            most = max(np.max(values) for _, values, _ in curves)
+            panel.set_ylim(0, 1.05 * most if most > 0 else None)
         return
     length = max(x[-1] for x, _, _ in curves)
     shown = []

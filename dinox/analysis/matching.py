@@ -34,7 +34,9 @@ CURVES, ANCHORS = "matching_curves.png", "anchors"
 @dataclass(frozen=True)
 class MatchingReport:
     """checkpoints, metrics: in the same order; instability is against the checkpoint before. first, last: the matches
-    of all images in the first and the last checkpoint. datasets: names, as far as the config has them."""
+    of all images in the first and the last checkpoint. datasets: names, as far as the config has them. ranked_queries:
+    they are proposals in the order of their scores, so that a query is another anchor when the order changes.
+    """
 
     checkpoints: Sequence[RunCheckpoint]
     metrics: Sequence[MatchingMetrics]
@@ -42,6 +44,7 @@ class MatchingReport:
     last: Sequence[ImageMatches]
     images: GroundTruthImages
     datasets: Sequence[str]
+    ranked_queries: bool
     input_format: str
     device: str
 
@@ -80,10 +83,11 @@ def analyze_matching(
         for name in datasets:
             number_like_checkpoint(name, class_names, checkpoint=checkpoints[0].path)
     images = GroundTruthImages.of_test_set(cfg, num_images=num_images)
+    batches = images.batches()
     metrics, previous, first, found = [], None, None, []
     for checkpoint in checkpoints:
         load_weights(model, checkpoint.path, purpose="evaluate")
-        found = match_images(model.to(device), _with_progress(images.batches(), checkpoint.name))
+        found = match_images(model.to(device), _with_progress(batches, checkpoint.name))
         metrics.append(matching_metrics(found, previous=previous, top_k=top_k))
         previous = [image.index_vector for image in found]
         first = first or found
@@ -94,6 +98,7 @@ def analyze_matching(
         last=found,
         images=images,
         datasets=datasets,
+        ranked_queries=getattr(model, "query_selection", None) is not None,
         input_format=cfg.model.get("input_format", "RGB"),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     )

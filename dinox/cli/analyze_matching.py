@@ -11,6 +11,7 @@ from dinox.checkpoint import read_description
 from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, split_overrides
 from dinox.cli.running import check_json_target
 from dinox.config import apply_overrides
+from dinox.engine.logs import RunLog
 from dinox.engine.setup import resolve_device
 from dinox.evaluation.matching import MatchingMetrics
 from dinox.inference.detector import config_of_checkpoint
@@ -56,21 +57,22 @@ def analyze_matching_command(args: argparse.Namespace) -> None:
     if not places:
         raise ValueError(f"which checkpoints? Got {overrides[0]!r} only: give files, or the output folder of a run")
     device = resolve_device("cuda" if torch.cuda.is_available() else "cpu", requested=args.device, setting="--device")
-    checkpoints = find_checkpoints(places)
-    first = checkpoints[0].path
-    description = read_description(first, allow_targets=args.allow_targets)
-    cfg, origin = config_of_checkpoint(description, args.config_file, first, args.allow_targets)
-    apply_overrides(cfg, [*overrides, *args.overrides], file=origin)
-    report = analyze_matching(
-        checkpoints,
-        cfg,
-        origin=origin,
-        device=device,
-        num_images=args.images,
-        top_k=args.top_k,
-        class_names=description.class_names,
-    )
-    print(_format_report(report))
+    with RunLog(console="progress"):  # dinox's own warnings, and not what detectron2 says of datasets
+        checkpoints = find_checkpoints(places)
+        first = checkpoints[0].path
+        description = read_description(first, allow_targets=args.allow_targets)
+        cfg, origin = config_of_checkpoint(description, args.config_file, first, args.allow_targets)
+        apply_overrides(cfg, [*overrides, *args.overrides], file=origin)
+        report = analyze_matching(
+            checkpoints,
+            cfg,
+            origin=origin,
+            device=device,
+            num_images=args.images,
+            top_k=args.top_k,
+            class_names=description.class_names,
+        )
+    print(format_report(report))
     pictures = draw_matching(report, args.output, pictures=args.pictures) if args.output else []
     if args.output:
         print("\n" + _written(pictures, args.output))
@@ -83,7 +85,8 @@ def analyze_matching_command(args: argparse.Namespace) -> None:
         write_json(args.json_file, what | {"checkpoints": rows, "pictures": pictures})
 
 
-def _format_report(report: MatchingReport) -> str:
+def format_report(report: MatchingReport) -> str:
+    """What the command prints; columns that there are no values for are left out."""
     metrics = report.metrics[0]
     columns = {
         "\niterations": [_number(checkpoint.iterations, ",d") for checkpoint in report.checkpoints],
@@ -106,31 +109,40 @@ def _format_report(report: MatchingReport) -> str:
             "",
             format_table(["checkpoint", *columns], rows),
             "",
-            *_notes(metrics),
+            *_notes(report),
         ]
     )
 
 
-def _notes(metrics: MatchingMetrics) -> list[str]:
+def _notes(report: MatchingReport) -> list[str]:
+    metrics, atd = report.metrics[0], f"ATD({report.metrics[0].top_k})"
     most = 2 * metrics.objects / metrics.images
-    notes = [
-        f"IS               queries of an image with another match than in the row above; at most {most:.3g} here",
-    ]
+    notes = [("IS", f"queries of an image with another match than in the row above, at most {most:.3g} here")]
+    if report.ranked_queries:
+        notes.append(("", "(queries are ranked proposals in this model: another order counts too)"))
     if metrics.anchors is None:
-        notes.append("distances        none: the queries of this model have no anchors")
-        return notes
-    what = "centres, for these anchors are points" if metrics.anchors == "points" else "centre and size"
-    small = f"{metrics.matched_small} small objects" if metrics.matched_small < metrics.top_k else "the small ones"
-    fewer = metrics.matched < metrics.top_k
-    number = f"all {metrics.matched} objects" if fewer else f"the {metrics.top_k} largest"
+        return [*_aligned(notes), "", "Its queries have no anchors: no distances."]
+    what = "centres (anchors are points)" if metrics.anchors == "points" else "centre and size"
     notes += [
-        f"anchor to target mean L1 distance of initial anchors and matched objects, of {what}, as shares of the image",
-        f"ATD({metrics.top_k})".ljust(17) + f"mean of {number} of these distances; small: box below 32 x 32 pixels "
-        f"({small})",
+        (
+            "anchor to target",
+            f"mean L1 distance of initial anchors and matched objects: {what}, as shares of the image",
+        ),
+        (
+            atd,
+            f"mean of the {metrics.top_k} largest of them; small: boxes of less than 32 x 32 pixels in the image file",
+        ),
     ]
+    if min(metrics.matched, metrics.matched_small) < metrics.top_k:
+        notes.append(("", f"(of all where there are fewer: {metrics.matched} objects, {metrics.matched_small} small)"))
     if metrics.matched < metrics.objects:
-        notes.append(f"unmatched        {metrics.objects - metrics.matched} objects, in images with more than queries")
-    return notes
+        left = metrics.objects - metrics.matched
+        notes.append(("unmatched", f"{_count(left, 'object')}, in images with more objects than queries"))
+    return _aligned(notes)
+
+
+def _aligned(notes: Sequence[tuple[str, str]]) -> list[str]:
+    return [f"{name:<18}{text}" for name, text in notes]
 
 
 def _cells(
@@ -149,5 +161,5 @@ def _count(number: int, noun: str) -> str:
 
 def _written(pictures: Sequence[str], folder: str) -> str:
     if not pictures:
-        return f"no pictures in {folder}: one checkpoint has no curve, and without anchors there are no arrows"
+        return f"no pictures in {folder}: curves take two checkpoints that tell their iterations, arrows take anchors"
     return "\n".join(f"picture  {path}" for path in pictures)

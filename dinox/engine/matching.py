@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class MatchingMetricsHook(HookBase):
 
     def __init__(self, *, model: nn.Module, images: GroundTruthImages, period: int, top_k: int = 100):
         require_matcher(model, origin="train.matching_metrics.enabled=True")
-        self._model, self._images = model, images
+        self._model, self._images, self._batches = model, images, images.batches()
         self._period, self._top_k = period, top_k
         self._previous: list[Tensor] | None = None
 
@@ -49,7 +49,7 @@ class MatchingMetricsHook(HookBase):
     def _measure(self) -> None:
         start = time.perf_counter()
         with unchanged_random_state():
-            found = _of_all_ranks(self._model, self._images)
+            found = _of_all_ranks(self._model, self._batches)
         metrics = matching_metrics(found, previous=self._previous, top_k=self._top_k)
         self._previous = [image.index_vector for image in found]
         if comm.is_main_process():
@@ -73,12 +73,13 @@ class MatchingMetricsHook(HookBase):
             )
 
 
-def _of_all_ranks(model: nn.Module, images: GroundTruthImages) -> Sequence[ImageMatches]:
-    """The same on all ranks. An error of one of them is raised on all, where the others would wait for it in vain."""
+def _of_all_ranks(model: nn.Module, batches: Iterable[list[dict]]) -> Sequence[ImageMatches]:
+    """Of the shares of all ranks, the same on all of them. An error of one of them is raised on all, which would wait
+    for it in vain."""
     own: list[ImageMatches] = []
     error: Exception | None = None
     try:
-        own = match_images(model, images.batches())
+        own = match_images(model, batches)
     except Exception as caught:
         error = caught
     shares = comm.all_gather((own, None if error is None else f"{type(error).__name__}: {error}"))

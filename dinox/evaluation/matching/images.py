@@ -1,6 +1,5 @@
 """The images that matching is measured on: those of the test set, with their objects."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from omegaconf import DictConfig
 
-from dinox.config.calls import is_call, parameters
+from dinox.config.calls import is_call
 from dinox.data.errors import DataError
 
 
@@ -28,17 +27,15 @@ class GroundTruthImages:
 
         Raises DataError if the loader is not made of dataset and mapper, or there are no objects.
         """
-        cfg = copy.deepcopy(cfg)  # whole: the mapper may refer to other parts
-        test = cfg.dataloader.test
+        test = cfg.dataloader.get("test") or {}
         for key in ("dataset", "mapper"):
             if not is_call(test.get(key)):
                 raise DataError(
                     f"dataloader.test.{key}: expected a part with a _target_, as in dinox's configs, got "
                     f"{test.get(key)!r}: matching is measured on a test set whose objects can be read"
                 )
-        if parameters(test.mapper) is None or "is_train" in parameters(test.mapper):
-            test.mapper.is_train = True
         mapper, records = instantiate(test.mapper), instantiate(test.dataset)
+        mapper.is_train = True  # the augmentations are those of evaluation; now it gives objects, too
         if num_images is not None and num_images < len(records):
             records = [records[i * len(records) // num_images] for i in range(num_images)]
         if not any(_is_object(annotation) for record in records for annotation in record.get("annotations", ())):
@@ -48,7 +45,7 @@ class GroundTruthImages:
             )
         if "instances" not in mapper(records[0]):
             raise DataError(
-                "dataloader.test.mapper: expected one that gives `instances` for is_train=True, such as "
+                "dataloader.test.mapper: expected one that gives `instances` when it is_train, such as "
                 f"dinox.data.DetectionMapper, got a {type(mapper).__name__} that does not: matching is measured with "
                 "the objects"
             )
@@ -62,8 +59,8 @@ class GroundTruthImages:
         return [str(record.get("file_name", record.get("image_id"))) for record in self.records]
 
     def batches(self) -> Iterable[list[dict]]:
-        """One image each. In distributed runs, a rank gets its share; all shares in the order of ranks are all images,
-        in order."""
+        """A loader, of one image each. In distributed runs, a rank gets its share; all shares in the order of ranks
+        are all images, in order."""
         return build_detection_test_loader(dataset=self.records, mapper=self.mapper, num_workers=self.num_workers)
 
 
