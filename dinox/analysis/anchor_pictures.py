@@ -23,7 +23,7 @@ _COLOURS = LinearSegmentedColormap.from_list("lengths", colormaps["turbo"](np.li
 _RIM = (0, 0, 0, 0.75)
 _FADED = 0.6  # how much of the image is left, for arrows to stand out
 _PANEL_WIDTH = 5.2  # inches
-_TITLE = 0.35  # inches
+_TITLE = 0.5  # inches
 _COLOUR_BAR = 0.9  # inches
 _DOTS_PER_INCH = 130
 
@@ -61,7 +61,7 @@ def draw_anchors(
         axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
         axis.set_title(panel.title, fontsize=9)
         _draw_matches(axis, panel.matches, (width, height), colours)
-    figure.colorbar(colours, ax=list(axes), label="L1 distance of anchor and object", fraction=0.04, pad=0.01)
+    figure.colorbar(colours, ax=list(axes), label="L1 distance", fraction=0.04, pad=0.01)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
 
