@@ -7,6 +7,7 @@ more often, or take more steps per epoch, are not smoothed less.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,15 @@ from dinox.utils.whole_files import written_whole
 DEFAULT_METRICS = ("bbox/AP", "total_loss")
 DEFAULT_AXES = ("epochs", "hours")
 AXIS_LABELS = {"epochs": "epochs", "hours": "hours of training", "iterations": "iterations"}
-_METRIC_LABELS = {"bbox/AP": "AP", "bbox/AP50": "AP50", "bbox/AP75": "AP75", "total_loss": "total loss"}
+_METRIC_LABELS = {
+    "bbox/AP": "AP",
+    "bbox/AP50": "AP50",
+    "bbox/AP75": "AP75",
+    "total_loss": "total loss",
+    "matching/instability": "instability of matching (IS)",
+    "matching/anchor_target_l1": "anchor to target, mean L1",
+}
+_TOP_K_DISTANCE = re.compile(r"matching/atd_(\d+)(_small)?")
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; without their yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -74,7 +83,7 @@ def draw_curves(
     for metric, row in zip(metrics, panels):
         for axis, panel in zip(axes, row):
             _draw_panel(panel, runs, styles, metric, axis)
-        row[0].set_ylabel(_METRIC_LABELS.get(metric, metric))
+        row[0].set_ylabel(_metric_label(metric))
     for axis, panel in zip(axes, panels[-1]):
         panel.set_xlabel(AXIS_LABELS[axis])
         panel.set_xlim(left=0)
@@ -121,7 +130,8 @@ def _draw_panel(panel: Axes, runs: Sequence[Run], styles: Sequence[_Style], metr
         for x, values, style in curves:
             panel.plot(x, values, color=style.colour, linestyle=style.line, marker=style.marker, markersize=5)
         if all(np.min(values) >= 0 for _, values, _ in curves):
-            panel.set_ylim(bottom=0)
+            most = max(np.max(values) for _, values, _ in curves)
+            panel.set_ylim(0, 1.05 * most if most > 0 else None)
         return
     length = max(x[-1] for x, _, _ in curves)
     shown = []
@@ -136,6 +146,13 @@ def _draw_panel(panel: Axes, runs: Sequence[Run], styles: Sequence[_Style], metr
     high = max(np.quantile(values, 0.99) for values in shown)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     panel.set_ylim(low - margin, high + margin)
+
+
+def _metric_label(metric: str) -> str:
+    distance = _TOP_K_DISTANCE.fullmatch(metric)
+    if distance:
+        return f"ATD({distance[1]}){', small objects' if distance[2] else ''}"
+    return _METRIC_LABELS.get(metric, metric)
 
 
 def _check_axes(axes: Sequence[str]) -> None:

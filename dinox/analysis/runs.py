@@ -130,6 +130,11 @@ def is_evaluation(metric: str) -> bool:
     return "/" in metric
 
 
+def lower_is_better(metric: str) -> bool:
+    """Of evaluations: ``matching/instability`` and the distances beside it."""
+    return metric.startswith("matching/")
+
+
 # --------------------------------------------------------------------------------------------------------- metrics.json
 
 

@@ -18,9 +18,11 @@ from dinox.analysis import (
     choose_metrics,
     draw_curves,
     is_evaluation,
+    lower_is_better,
     read_runs,
     report_rows,
 )
+from dinox.cli.analyze_matching import add_matching_arguments, analyze_matching_command
 from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments
 from dinox.cli.running import check_json_target, guarded
 from dinox.config import load_config
@@ -29,11 +31,13 @@ from dinox.utils.tables import format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{model,curves}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{model,curves,matching}")
     text = "parameters, GFLOPs, activation memory and times of a config's model, part by part"
     _add_model_arguments(kinds.add_parser("model", help=text, description=f"{text.capitalize()}."))
     text = "AP and losses of training runs against epochs and time, as a picture"
     _add_curves_arguments(kinds.add_parser("curves", help=text, description=f"{text}."))
+    text = "how stable the matching of a run's checkpoints is, and how far anchors are from their objects"
+    add_matching_arguments(kinds.add_parser("matching", help=text, description=f"{text.capitalize()}."))
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +76,7 @@ def _add_curves_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    work = {"model": _model, "curves": _curves}[args.kind]
+    work = {"model": _model, "curves": _curves, "matching": analyze_matching_command}[args.kind]
     return guarded(lambda: work(args), debug=args.debug)
 
 
@@ -189,7 +193,8 @@ def _format_runs(runs: Sequence[Run], metrics: Sequence[str], axes: Sequence[str
             values = run.metrics[metric].values if metric in run.metrics else None
             row.append("-" if values is None else f"{values[-1]:.4g}")
             if is_evaluation(metric):
-                row.append("-" if values is None else f"{values.max():.4g}")
+                best = np.min if lower_is_better(metric) else np.max
+                row.append("-" if values is None else f"{best(values):.4g}")
         rows.append(row)
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
     return "\n".join([format_table(header, rows), *([""] if notes else []), *notes])

@@ -1,8 +1,12 @@
 """Arguments that several commands take."""
 
 import argparse
+import re
+from pathlib import Path
 
 from dinox.cli.running import RunOptions
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,3 +58,9 @@ def run_options(args: argparse.Namespace, *, eval_only: bool) -> RunOptions:
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,
     )
+
+
+def split_overrides(texts: list[str]) -> tuple[list[str], list[str]]:
+    """(inputs, key=value texts) of what stands on the command line; a file that exists is an input."""
+    overrides = [text for text in texts if _OVERRIDE.match(text) and not Path(text).exists()]
+    return [text for text in texts if text not in overrides], overrides

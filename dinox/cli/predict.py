@@ -1,13 +1,12 @@
 """dinox predict"""
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments
+from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, split_overrides
 from dinox.cli.running import USER_ERROR, check_json_target, guarded
 from dinox.inference import Predictor
 from dinox.inference.files import Outputs, check_files, predict_files
@@ -19,7 +18,6 @@ from dinox.utils.whole_files import NamedFile
 
 DEFAULT_OUTPUT = "output/predict"
 
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 _SOME_FAILED = 1
 
 
@@ -126,12 +124,6 @@ def _run(args: argparse.Namespace) -> int:
         print(_failed(report), file=sys.stderr)
         return _SOME_FAILED if report.has_results else USER_ERROR
     return 0
-
-
-def split_overrides(texts: list[str]) -> tuple[list[str], list[str]]:
-    """(inputs, key=value texts) of what stands on the command line; a file that exists is an input."""
-    overrides = [text for text in texts if _OVERRIDE.match(text) and not Path(text).exists()]
-    return [text for text in texts if text not in overrides], overrides
 
 
 def _free_folder(default: Path) -> Path:

@@ -122,5 +122,7 @@ def _make_instances(annotations: Sequence[dict], transforms: T.TransformList, si
 
 
 def _only_box(annotation: dict) -> dict:
-    """A copy, since detectron2 transforms it in place."""
-    return {key: value for key, value in annotation.items() if key not in _OTHER_FIELDS}
+    """A copy, since detectron2 transforms it in place; in floats, for it would cut off the decimals of a resized box
+    that is given in whole numbers."""
+    box = [float(number) for number in annotation["bbox"]]
+    return {key: value for key, value in annotation.items() if key not in _OTHER_FIELDS} | {"bbox": box}

@@ -28,6 +28,9 @@ _LEAST = {
     "train.eval_period": 0,  # none before the end
     "train.checkpointer.period": 1,
     "train.checkpointer.max_to_keep": 1,
+    "train.matching_metrics.period": 0,  # as eval_period
+    "train.matching_metrics.num_images": 1,
+    "train.matching_metrics.top_k": 1,
     "dataloader.train.total_batch_size": 1,
 }
 """The least value of the training loop's numbers."""

@@ -28,6 +28,7 @@ from dinox.data.class_numbering import number_like_checkpoint
 from dinox.data.conversions import conversions_counted
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.logs import Console, RunLog
+from dinox.engine.matching import MatchingMetricsHook
 from dinox.engine.setup import (
     check_output_folder_is_free,
     check_settings,
@@ -38,6 +39,7 @@ from dinox.engine.setup import (
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
+from dinox.evaluation.matching import GroundTruthImages
 
 logger = logging.getLogger(__name__)
 
@@ -167,10 +169,22 @@ class _TrainingRun:
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
+            self._make_matching_hook(),  # before the checkpoint is written, which shall hold its state
             hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if is_main else None,
             hooks.EvalHook(train.eval_period, self._evaluate),
             RunClock(epochs_per_iteration=_epochs_per_iteration(self.cfg)),
         ]
+
+    def _make_matching_hook(self) -> MatchingMetricsHook | None:
+        options = self.cfg.train.get("matching_metrics")
+        if options is None or not options.enabled:
+            return None
+        return MatchingMetricsHook(
+            model=self.model,
+            images=GroundTruthImages.of_test_set(self.cfg, num_images=options.num_images),
+            period=options.period,
+            top_k=options.top_k,
+        )
 
     def register_writers(self) -> None:
         """The last hook, so that it writes what the others measured. It opens files in the output folder."""

@@ -76,7 +76,7 @@ def load_detector(
     description = CheckpointDescription()
     if weights is not None:
         description = read_description(weights, allow_targets=allow_targets)
-    cfg, origin = _config_of(description, config, weights, allow_targets)
+    cfg, origin = config_of_checkpoint(description, config, weights, allow_targets)
     apply_overrides(cfg, overrides, file=origin)
     resize = _resize_of(cfg, origin)
     model = build_model(cfg, origin=origin)
@@ -109,7 +109,7 @@ def _moved(model: nn.Module, device: torch.device) -> nn.Module:
 # -------------------------------------------------------------------------------------------------------------- configs
 
 
-def _config_of(
+def config_of_checkpoint(
     description: CheckpointDescription,
     config: DictConfig | str | os.PathLike | None,
     weights: str | None,

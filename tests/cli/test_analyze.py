@@ -1,8 +1,10 @@
 import json
 
 import pytest
+from PIL import Image
 
 from tests.cli.conftest import TINY_CONFIG
+from tests.engine.conftest import TINY_DINO_CONFIG
 from tests.small_models import DINO, SMALL
 
 
@@ -112,6 +114,103 @@ def test_a_folder_without_a_run_is_named(dinox, two_runs, tmp_path):
     code, _, err = dinox("analyze", "curves", two_runs[0], tmp_path)
     assert code == 2
     assert is_one_line(err) and f"{tmp_path}: no metrics.json in it" in err
+
+
+# ------------------------------------------------------------------------------------------------------------- matching
+
+
+@pytest.fixture(scope="module")
+def dino_run(tmp_path_factory):
+    """The folder of a run of three epochs that measured its own matching."""
+    from dinox.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "tiny_dino"
+    assert main(["train", "--config-file", TINY_DINO_CONFIG, f"train.output_dir={folder}"]) == 0
+    return folder
+
+
+def test_matching_of_a_run_is_what_was_measured_in_training(dinox, dino_run, tmp_path):
+    target, pictures = tmp_path / "matching.json", tmp_path / "new" / "pictures"
+    options = ["--images", 5, "--output", pictures, "--pictures", 2, "--json", target]
+    code, out, err = dinox("analyze", "matching", dino_run, *options)
+    assert code == 0, err
+    assert "5 images of dinox_tiny_val with" in out and "ATD(100)" in out and "queries are ranked proposals" in out
+    assert [line.split()[:3] for line in out.splitlines() if line.startswith("model_")] == [
+        ["model_0000001.pth", "2", "1"],
+        ["model_0000003.pth", "4", "2"],
+        ["model_final.pth", "6", "3"],
+    ]
+    result = json.loads(target.read_text())
+    assert result["command"] == "analyze matching"
+    lines = map(json.loads, (dino_run / "metrics.json").read_text().splitlines())
+    measured = {line["iteration"] + 1: line for line in lines if "matching/atd_100" in line}
+    assert [row["iterations"] for row in result["checkpoints"]] == list(measured)
+    for row in result["checkpoints"]:
+        in_training = measured[row["iterations"]]
+        assert row["instability"] == in_training.get("matching/instability")  # none the first time
+        # The same weights on the same images: nothing but rounding of sums in float64 may differ.
+        for key, name in (("anchor_target_l1", "anchor_target_l1"), ("atd", "atd_100"), ("atd_small", "atd_100_small")):
+            assert row[key] == pytest.approx(in_training[f"matching/{name}"], rel=1e-6)
+    assert sorted(str(path) for path in pictures.iterdir()) == sorted(result["pictures"])
+    assert len(result["pictures"]) == 3 and all(Image.open(path).width > 100 for path in result["pictures"])
+
+
+def test_one_checkpoint_has_distances_and_settings_can_be_changed(dinox, dino_run, tmp_path):
+    options = ["--top-k", "3", "dataloader.test.dataset.names=dinox_tiny_train", "--output", tmp_path / "out"]
+    code, out, _ = dinox("analyze", "matching", dino_run / "model_final.pth", *options)
+    assert code == 0
+    assert "8 images of dinox_tiny_train" in out and "ATD(3)" in out
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("model_final.pth")]
+    assert row[3] == "-"
+    assert out.count("picture  ") == 4 and "curves" not in out
+
+
+def test_curves_of_matching_have_their_least_value_as_the_best(dinox, dino_run, tmp_path):
+    target = tmp_path / "curves.json"
+    metric = "matching/anchor_target_l1"
+    options = ["--metric", metric, "--x", "epochs", "--output", tmp_path / "a.png", "--json", target]
+    code, out, _ = dinox("analyze", "curves", dino_run, *options)
+    assert code == 0
+    (curve,) = [run["curves"][metric]["values"] for run in json.loads(target.read_text())["runs"]]
+    assert out.splitlines()[2].split()[-1] == f"{min(curve):.4g}"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--images", "0"], "--images: expected a number of at least 1, got 0"),
+        (["--top-k", "0"], "--top-k: expected a number of at least 1, got 0"),
+        (["--pictures", "-1"], "--pictures: expected a number of at least 0, got -1"),
+        (["--output", __file__], "--output " + __file__ + ": expected a folder for pictures, this is a file"),
+        (["--output", __file__ + "/a"], "expected a folder that can be written, got " + __file__),
+        (["--json", "nowhere/at/all.json"], "expected a file in an existing folder"),
+        (["--device", "tpu"], "--device: expected 'cpu' or 'cuda', got 'tpu'"),
+        (["model.num_querys=3"], "Did you mean 'model.num_queries'"),
+        (["model.criterion=null"], "expected a detection transformer with a matcher"),
+        (["dataloader.test.dataset.names=dinox_tiny_vall"], "Did you mean 'dinox_tiny_val'"),
+        (["model.embed_dim=64"], "model_0000001.pth is not of this model"),
+    ],
+)
+def test_a_mistake_about_matching_is_one_line(dinox, dino_run, arguments, message):
+    code, _, err = dinox("analyze", "matching", dino_run, *arguments)
+    assert code == 2
+    assert is_one_line(err) and message in err, err
+
+
+@pytest.mark.parametrize(
+    "place, message",
+    [
+        ("nowhere.pth", "checkpoint nowhere.pth: no such file"),
+        ("empty", "empty: no model_*.pth in it: expected checkpoints, or the output folder"),
+        ("model.num_queries=3", "which checkpoints? Got 'model.num_queries=3' only"),
+    ],
+)
+def test_places_without_checkpoints_are_named(dinox, place, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    code, _, err = dinox("analyze", "matching", place)
+    assert code == 2
+    assert is_one_line(err) and message in err
 
 
 @pytest.mark.parametrize("argv", [[], ["modell"], ["curves"], ["curves", "a", "--x", "epoch"]])

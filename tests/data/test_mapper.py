@@ -111,6 +111,13 @@ def test_boxes_follow_the_flip(image):
     assert output["instances"].gt_boxes.tensor.tolist() == [[40, 6, 60, 16]]
 
 
+def test_boxes_of_whole_numbers_are_resized_like_others(image):
+    resize = T.ResizeTransform(HEIGHT, WIDTH, 2 * HEIGHT // 3, 2 * WIDTH // 3)
+    x_scale, y_scale = (2 * side // 3 / side for side in (WIDTH, HEIGHT))
+    (box,) = mapper(resize)(record(image, (4, 7, 20, 10)))["instances"].gt_boxes.tensor.tolist()
+    assert box == pytest.approx([4 * x_scale, 7 * y_scale, 24 * x_scale, 17 * y_scale])
+
+
 # --------------------------------------------------------------------------------------------------------- augmentation
 
 
@@ -290,7 +297,7 @@ def test_exif_orientation_is_applied_or_ignored(turned):
 
 
 def test_output_is_that_of_detectron2_s_mapper(image):
-    given = record(image, (4, 6, 20, 10), (30, 20, 16.5, 20))
+    given = record(image, (4.0, 6.0, 20.0, 10.0), (30, 20, 16.5, 20))  # of whole numbers it cuts off the decimals
     given["annotations"][0]["segmentation"] = [[4, 6, 24, 6, 24, 16]]
     theirs = DatasetMapper(True, augmentations=small_detr(), image_format="BGR")
     ours = mapper(*small_detr(), image_format="BGR")

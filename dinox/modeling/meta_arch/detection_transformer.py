@@ -39,6 +39,7 @@ class Predictions:
     groups: dict[str, PredictionSet]
     proposals: Proposals | None
     padding_mask: Tensor | None  # (B, N) of the matching group
+    anchors: Tensor | None = None  # (B, N, 4) or (B, N, 2), those that the matching group starts with
 
     def for_losses(self) -> list[PredictionSet]:
         if self.proposals is None:
@@ -199,8 +200,8 @@ class DetectionTransformer(nn.Module):
                 groups, logits.split(sizes, 2), boxes.split(sizes, 2), strict=True
             )
         }
-        padding_masks = {group.name: group.padding_mask for group in groups}
-        return Predictions(sets, proposals, padding_masks[MATCHING])
+        matching = next(group for group in groups if group.name == MATCHING)
+        return Predictions(sets, proposals, matching.padding_mask, matching.anchors)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
         """Normalised images (3, H, W) on the model's device, not padded yet."""
