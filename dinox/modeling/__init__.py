@@ -1,4 +1,4 @@
-"""Parts of detection transformers, and the one meta-architecture that joins them."""
+"""Parts of detection transformers, and the one meta-architecture that joins them; ROI heads for detectron2's own."""
 
 from dinox.modeling.backbone import build_resnet
 from dinox.modeling.criterion import Criterion
@@ -23,15 +23,19 @@ from dinox.modeling.queries import (
     SelectedAnchors,
     SelectedContent,
 )
+from dinox.modeling.roi_heads import BoxDenoising, DenoisingCascadeROIHeads, DenoisingROIHeads
 
 __all__ = [
+    "BoxDenoising",
     "CenterShiftAndScale",
     "ChannelMapper",
     "ContrastiveBoxNoise",
     "Criterion",
     "DeformableDecoder",
     "DeformableEncoder",
+    "DenoisingCascadeROIHeads",
     "DenoisingQueries",
+    "DenoisingROIHeads",
     "DetectionTransformer",
     "DynamicGroups",
     "FixedGroups",
