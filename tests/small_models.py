@@ -13,6 +13,7 @@ from dinox.modeling import DetectionTransformer
 from dinox.structures import FeaturePyramid, Memory, flatten_pyramid
 
 DINO = "dino/dino_r50_4scale_12ep"
+RCNN = "dn_detr/dn_faster_rcnn_r50_fpn_1x"
 SMALL = [
     "model.backbone.bottom_up.depth=18",
     "model.backbone.bottom_up.width=16",

@@ -27,9 +27,8 @@ from dinox.modeling import (
 from dinox.modeling.queries import DenoisingNoise
 from dinox.structures import QueryContext, Targets
 
-from ..small_models import SMALL, assert_trains_one_step, build_small, make_input, make_memory
+from ..small_models import RCNN, SMALL, assert_trains_one_step, build_small, make_input, make_memory
 
-CONFIG = "dn_detr/dn_faster_rcnn_r50_fpn_1x"
 YAML = Path(__file__).parents[2] / "projects" / "dn_detr" / "configs" / "yaml" / "dn_faster_rcnn_R_50_FPN_1x.yaml"
 STOCK = {"DenoisingROIHeads": "StandardROIHeads", "DenoisingCascadeROIHeads": "CascadeROIHeads"}
 SIZE, STRIDE = (64, 96), 4
@@ -395,13 +394,13 @@ def test_build_model_of_the_yaml_config_trains_and_takes_the_weights_of_the_lazy
     inputs = [make_input(64, 96, 2), make_input(50, 40, 0)]
     losses = assert_trains_one_step(model, inputs)
     assert losses["loss_box_reg_dn"] > 0
-    lazy = build_small(CONFIG)
+    lazy = build_small(RCNN)
     assert assert_trains_one_step(lazy, inputs).keys() == losses.keys()
     model.load_state_dict(lazy.state_dict(), strict=True)
 
 
 def test_the_lazy_config_is_detectron2s_faster_rcnn_with_other_roi_heads():
-    cfg, theirs = load_config(CONFIG), detectron2_zoo.get_config("common/models/mask_rcnn_fpn.py")
+    cfg, theirs = load_config(RCNN), detectron2_zoo.get_config("common/models/mask_rcnn_fpn.py")
     for key in ("mask_in_features", "mask_pooler", "mask_head"):
         theirs.model.roi_heads.pop(key)
     model, stock = (instantiate(x.model) for x in (cfg, theirs))
@@ -415,7 +414,7 @@ def test_the_lazy_config_is_detectron2s_faster_rcnn_with_other_roi_heads():
 
 
 def test_without_denoising_the_lazy_config_is_the_baseline():
-    losses = assert_trains_one_step(build_small(CONFIG, "model.roi_heads.denoising=null"), [make_input(64, 96, 2)])
+    losses = assert_trains_one_step(build_small(RCNN, "model.roi_heads.denoising=null"), [make_input(64, 96, 2)])
     assert losses.keys() == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
 
 
@@ -442,7 +441,7 @@ def make_visible(x: dict) -> dict:
 
 def test_the_denoising_loss_falls_in_training():
     cfg = load_config(
-        CONFIG,
+        RCNN,
         [
             "model.backbone.norm=BN",
             "model.backbone.out_channels=32",
