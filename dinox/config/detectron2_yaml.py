@@ -130,8 +130,8 @@ def _loaded(cfg: CfgNode) -> tuple[DictConfig, str]:
     if not name:
         raise ConfigError(
             "MODEL.DINOX.CONFIG is empty: give the name of a config, such as dino/dino_r50_4scale_12ep "
-            "(dinox.model_zoo.list_configs() lists them). Detectors of detectron2, which MODEL itself describes, are for "
-            "its DefaultTrainer"
+            "(dinox.model_zoo.list_configs() lists them). Detectors of detectron2, which MODEL itself describes, are "
+            "for its DefaultTrainer"
         )
     file = find_config(name) or resolve_config(name)
     if file.suffix == ".py" and find_config(name) is None:

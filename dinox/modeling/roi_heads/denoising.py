@@ -2,8 +2,8 @@
 
 The noised boxes go through the box head "in parallel with the original boxes from the RPN" and "directly regress the
 GT". Read literally: they have a box loss and no class loss, and they meet no matcher. Proposals, their sampling and
-their losses stay detectron2's, and so does all of inference; there are no new parameters. The noised boxes are a batch of
-their own, which matters to box heads with batch norm only.
+their losses stay detectron2's, and so does all of inference; there are no new parameters. The noised boxes are a batch
+of their own, which matters to box heads with batch norm only.
 
 In yaml the names are those of ``MODEL.ROI_HEADS.NAME``.
 """
