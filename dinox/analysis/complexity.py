@@ -65,8 +65,8 @@ class _OnOneImage(nn.Module):
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter:
-    query, key = get_shape(inputs[0]), get_shape(inputs[1])  # (..., N, D), (..., M, D)
-    return Counter({"attention": 2 * math.prod(query) * key[-2]})
+    query, key, value = (get_shape(each) for each in inputs[:3])  # (..., N, D), (..., M, D), (..., M, V)
+    return Counter({"attention": math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])})
 
 
 def _deformable_sampling_flops(inputs: list[Any], outputs: list[Any]) -> Counter:

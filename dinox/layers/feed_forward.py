@@ -1,6 +1,7 @@
 """Position-wise networks."""
 
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,19 +22,26 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-class FeedForward(nn.Module):
-    """Linear, ReLU, dropout, linear, dropout; the residual is the caller's."""
+Activation = Literal["relu", "prelu"]
+_ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU}
 
-    def __init__(self, *, embed_dim: int, hidden_dim: int, dropout: float = 0.0):
+
+class FeedForward(nn.Module):
+    """Linear, activation, dropout, linear, dropout; the residual is the caller's. DAB-DETR's activation is PReLU."""
+
+    def __init__(self, *, embed_dim: int, hidden_dim: int, dropout: float = 0.0, activation: Activation = "relu"):
         super().__init__()
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
         self.expand = nn.Linear(embed_dim, hidden_dim)
+        self.activation = _ACTIVATIONS[activation]()
         self.contract = nn.Linear(hidden_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
         xavier_init(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> (..., embed_dim)."""
-        return self.dropout(self.contract(self.dropout(F.relu(self.expand(x)))))
+        return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))
 
 
 def xavier_init(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dinox.utils.precision import at_least_float32
 
-_FULL_TURN = 2 * math.pi
+FULL_TURN = 2 * math.pi
 _NORMALISER_EPS = 1e-6
 ANCHOR_TEMPERATURE = 10000  # always, also where the map uses 20, in the official DINO and in detrex
 
@@ -23,17 +23,21 @@ def sine_features(angles: Tensor, num_features: int, temperature: float) -> Tens
     return torch.stack([scaled[..., 0::2].sin(), scaled[..., 1::2].cos()], dim=-1).flatten(-2)
 
 
-def sine_position_map(padding_mask: Tensor, num_features: int, temperature: float, offset: float) -> Tensor:
-    """Position of every cell counted from the image's top left corner and divided by the image's extent.
+def axis_positions(padding_mask: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """Position of every cell counted from the image's top left corner, from 1, and divided by the image's extent.
 
-    padding_mask: (B, h, w) bool, True = padding. Returns (B, 2F, h, w): the y block, then the x block.
-    Cells in padded rows or columns carry meaningless numbers; attention never looks at them.
+    padding_mask: (B, h, w) bool, True = padding. Returns x and y, both (B, h, w); cells in padded rows or columns carry
+    meaningless numbers, which attention never looks at.
     """
     inside = (~padding_mask).float()
-    y, x = inside.cumsum(1), inside.cumsum(2)  # 1-based counts, (B, h, w)
-    y = (y + offset) / (y[:, -1:, :] + _NORMALISER_EPS) * _FULL_TURN
-    x = (x + offset) / (x[:, :, -1:] + _NORMALISER_EPS) * _FULL_TURN
-    features = [sine_features(each, num_features, temperature) for each in (y, x)]
+    y, x = inside.cumsum(1), inside.cumsum(2)  # 1-based counts
+    return (x + offset) / (x[:, :, -1:] + _NORMALISER_EPS), (y + offset) / (y[:, -1:, :] + _NORMALISER_EPS)
+
+
+def sine_position_map(padding_mask: Tensor, num_features: int, temperature: float, offset: float) -> Tensor:
+    """padding_mask: (B, h, w) bool, True = padding. Returns (B, 2F, h, w): the y block, then the x block."""
+    x, y = axis_positions(padding_mask, offset)
+    features = [sine_features(each * FULL_TURN, num_features, temperature) for each in (y, x)]
     return torch.cat(features, dim=-1).permute(0, 3, 1, 2)
 
 
@@ -43,7 +47,7 @@ def sine_anchor_embedding(anchors: Tensor, num_features: int, temperature: float
     DAB-DETR, equation 8; in float32 whatever the autocast dtype, since the phases reach 2 pi * 1.
     """
     x, y, *size = at_least_float32(anchors).unbind(-1)
-    return sine_features(torch.stack([y, x, *size], dim=-1) * _FULL_TURN, num_features, temperature).flatten(-2)
+    return sine_features(torch.stack([y, x, *size], dim=-1) * FULL_TURN, num_features, temperature).flatten(-2)
 
 
 class SinePositionEmbedding(nn.Module):

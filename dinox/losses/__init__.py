@@ -2,5 +2,6 @@
 
 from dinox.losses.box import GIoULoss, L1Loss
 from dinox.losses.focal import FocalLoss, sigmoid_focal_loss
+from dinox.losses.softmax import SoftmaxLoss
 
-__all__ = ["FocalLoss", "GIoULoss", "L1Loss", "sigmoid_focal_loss"]
+__all__ = ["FocalLoss", "GIoULoss", "L1Loss", "SoftmaxLoss", "sigmoid_focal_loss"]

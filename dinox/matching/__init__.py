@@ -1,6 +1,6 @@
 """Label assignment: which prediction learns which object. It lives here and nowhere else."""
 
-from dinox.matching.costs import FocalCost, GIoUCost, L1Cost, focal_cost
+from dinox.matching.costs import FocalCost, GIoUCost, L1Cost, SoftmaxCost, focal_cost
 from dinox.matching.hungarian import HungarianMatcher
 
-__all__ = ["FocalCost", "GIoUCost", "HungarianMatcher", "L1Cost", "focal_cost"]
+__all__ = ["FocalCost", "GIoUCost", "HungarianMatcher", "L1Cost", "SoftmaxCost", "focal_cost"]

@@ -36,6 +36,16 @@ class FocalCost:
         return self.weight * focal_cost(probability, alpha=self.alpha, gamma=self.gamma)
 
 
+class SoftmaxCost:
+    """Class cost of DETR: minus the probability of the object's class, weight 1; the last logit is "no object"."""
+
+    def __init__(self, *, weight: float = 1.0):
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        return -self.weight * at_target_labels(logits.softmax(-1), targets)
+
+
 class L1Cost:
     """L1 distance of normalised cxcywh boxes: weight 5 (paper table 8: set cost bbox)."""
 

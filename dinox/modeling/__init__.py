@@ -2,53 +2,90 @@
 
 from dinox.modeling.backbone import build_resnet
 from dinox.modeling.criterion import Criterion
-from dinox.modeling.decoder import DeformableDecoder
-from dinox.modeling.encoder import DeformableEncoder, MemoryBuilder
-from dinox.modeling.heads import PredictionHeads
+from dinox.modeling.decoder import ConditionalDecoder, DeformableDecoder, DenseDecoder, RowColumnDecoder
+from dinox.modeling.encoder import DeformableEncoder, DenseEncoder, MemoryBuilder, RowColumnEncoder
+from dinox.modeling.heads import PredictionHeads, SoftmaxHeads
 from dinox.modeling.meta_arch import DetectionTransformer
 from dinox.modeling.neck import ChannelMapper
-from dinox.modeling.postprocess import TopKDetections
+from dinox.modeling.postprocess import BestClassDetections, TopKDetections
 from dinox.modeling.queries import (
+    AnchorBoxes,
+    AnchorPoints,
     CenterShiftAndScale,
+    ClassAgnosticSelection,
     ContrastiveBoxNoise,
+    Denoising,
     DenoisingQueries,
     DynamicGroups,
+    EmbeddedBoxes,
+    EmbeddedProposals,
     FixedGroups,
+    FullVisibility,
     LabelEmbedding,
     LearnedAnchors,
     LearnedContent,
+    LearnedPoints,
+    LearnedPositionedPoints,
+    LearnedPositions,
     MatchingQueries,
+    PatternContent,
     QueryGroups,
     QuerySelection,
+    RepeatedAnchors,
     SelectedAnchors,
     SelectedContent,
+    SummedEmbedding,
+    UnknownLabelContent,
+    ZeroContent,
 )
 from dinox.modeling.roi_heads import BoxDenoising, DenoisingCascadeROIHeads, DenoisingROIHeads
 
 __all__ = [
+    "AnchorBoxes",
+    "AnchorPoints",
+    "BestClassDetections",
     "BoxDenoising",
     "CenterShiftAndScale",
     "ChannelMapper",
+    "ClassAgnosticSelection",
+    "ConditionalDecoder",
     "ContrastiveBoxNoise",
     "Criterion",
     "DeformableDecoder",
     "DeformableEncoder",
+    "Denoising",
     "DenoisingCascadeROIHeads",
     "DenoisingQueries",
     "DenoisingROIHeads",
+    "DenseDecoder",
+    "DenseEncoder",
     "DetectionTransformer",
     "DynamicGroups",
+    "EmbeddedBoxes",
+    "EmbeddedProposals",
     "FixedGroups",
+    "FullVisibility",
     "LabelEmbedding",
     "LearnedAnchors",
     "LearnedContent",
+    "LearnedPoints",
+    "LearnedPositionedPoints",
+    "LearnedPositions",
     "MatchingQueries",
     "MemoryBuilder",
+    "PatternContent",
     "PredictionHeads",
     "QueryGroups",
     "QuerySelection",
+    "RepeatedAnchors",
+    "RowColumnDecoder",
+    "RowColumnEncoder",
     "SelectedAnchors",
     "SelectedContent",
+    "SoftmaxHeads",
+    "SummedEmbedding",
     "TopKDetections",
+    "UnknownLabelContent",
+    "ZeroContent",
     "build_resnet",
 ]

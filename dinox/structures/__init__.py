@@ -10,7 +10,7 @@ from dinox.structures.boxes import (
 from dinox.structures.memory import FeaturePyramid, Memory, flatten_pyramid
 from dinox.structures.predictions import BACKGROUND, MatchedPredictions, PredictionSet, RawPredictions
 from dinox.structures.queries import MATCHING, Proposals, QueryContext, QueryGroup, build_attention_mask
-from dinox.structures.targets import Targets
+from dinox.structures.targets import Targets, TargetView
 
 __all__ = [
     "BACKGROUND",
@@ -23,6 +23,7 @@ __all__ = [
     "QueryContext",
     "QueryGroup",
     "RawPredictions",
+    "TargetView",
     "Targets",
     "box_iou",
     "build_attention_mask",

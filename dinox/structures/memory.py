@@ -76,13 +76,12 @@ def count_valid_cells(valid: Tensor, padded: int, cells: int) -> Tensor:
 class Memory:
     """Flattened multi-scale features; what encoders refine and decoders attend to.
 
-    tokens: (B, S, D).
-    positions: (B, S, D) position embedding of every token (level embedding included).
-    padding_mask: (B, S) bool, True = padding.
-    spatial_shapes: L x (height, width).
-    token_counts: tokens of every image that are not padding; one number if it holds for all images.
-    valid_ratios: (B, L, 2), the share of (width, height) of every level that the image fills.
-    cell_centers: (B, S, 2), centre (x, y) of every token's cell as a share of the image; > 1 in padding.
+    tokens: (B, S, D). positions: (B, S, D) position embedding of every token (level embedding included); (B, S, 2 D)
+    where columns and rows are embedded apart. padding_mask: (B, S) bool, True = padding. spatial_shapes: L x (height,
+    width). token_counts: tokens of every image that are not padding; one number if it holds for all images.
+    valid_ratios: (B, L, 2), the share of (width, height) of every level that the image fills. cell_centers: (B, S, 2),
+    centre (x, y) of every token's cell as a share of the image; > 1 in padding. embed_points: points (..., 2) -> the
+    embedding that ``positions`` have, for decoders that compare the two; None where they embed points by themselves.
     """
 
     tokens: Tensor
@@ -92,6 +91,7 @@ class Memory:
     token_counts: tuple[int, ...]
     valid_ratios: Tensor
     cell_centers: Tensor
+    embed_points: Callable[[Tensor], Tensor] | None = None
 
     @property
     def is_padded(self) -> bool:
@@ -102,7 +102,11 @@ class Memory:
         return dataclasses.replace(self, tokens=tokens)
 
 
-def flatten_pyramid(pyramid: FeaturePyramid, embed_positions: Callable[[int, Tensor], Tensor]) -> Memory:
+def flatten_pyramid(
+    pyramid: FeaturePyramid,
+    embed_positions: Callable[[int, Tensor], Tensor],
+    embed_points: Callable[[Tensor], Tensor] | None = None,
+) -> Memory:
     """``embed_positions(level, padding_mask)``: (B, h, w) bool -> (B, h * w, D) position embedding of a level."""
     valid, level_sizes = pyramid.sizes()
     masks = pyramid.padding_masks(valid)
@@ -116,6 +120,7 @@ def flatten_pyramid(pyramid: FeaturePyramid, embed_positions: Callable[[int, Ten
         cell_centers=torch.cat(
             [_cell_centers(size, valid[:, level]) for level, size in enumerate(pyramid.spatial_shapes)], dim=1
         ),
+        embed_points=embed_points,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dinox.structures.targets import Targets
+from dinox.structures.targets import Targets, TargetView
 
 BACKGROUND = -1  # in target_index: this prediction has no object
 
@@ -20,7 +20,8 @@ class RawPredictions:
     """Predictions of the matching group before post-processing.
 
     logits: (layers, B, N, K). boxes: (layers, B, N, 4) normalised cxcywh.
-    encoder_logits (B, N, K), encoder_boxes (B, N, 4): of the selected proposals; None without query selection.
+    encoder_logits (B, N, K), encoder_boxes (B, N, 4): of the proposals that the encoder's loss sees (the selected ones,
+    or all tokens); None without query selection.
     padding_mask: (B, N) bool, True = no query (an image with fewer tokens than queries); None: all are queries.
     """
 
@@ -37,7 +38,7 @@ class PredictionSet:
 
     name: the group's name, or "encoder". logits: (A, B, N, K). boxes: (A, B, N, 4) normalised cxcywh.
     target_index: (B, N) int64 known by construction (-1 = background), or None: the matcher decides.
-    repeats: see :class:`~dinox.structures.queries.QueryGroup`.
+    repeats, target_view: see :class:`~dinox.structures.queries.QueryGroup`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PredictionSet:
     boxes: Tensor
     target_index: Tensor | None = None
     repeats: int = 1
+    target_view: TargetView | None = None
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ Legend: B images, N queries of a group, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from dinox.structures.memory import Memory
-from dinox.structures.targets import Targets
+from dinox.structures.targets import Targets, TargetView
 
 MATCHING = "matching"  # the group whose predictions are the detections
 
@@ -23,13 +23,15 @@ class QueryGroup:
 
     name: "matching", "denoising", ...; loss keys and weights derive from it.
     content: (B, N, D) content queries.
-    anchors: (B, N, 4) anchor boxes, normalised cxcywh (or (B, N, 2) anchor points); None with explicit ``positions``.
-    positions: (B, N, D) positional queries where they do not come from anchors.
+    anchors: (B, N, 4) anchor boxes, normalised cxcywh, or (B, N, 2) anchor points; None: queries have no place.
+    positions: (B, N, D) positional queries where the decoder does not make them from the anchors.
     sees: names of the *other* groups whose queries this group may attend to.
     subgroup_size: queries attend only within consecutive blocks of this size of their own group; None: all of it.
     padding_mask: (B, N) bool, True = no query at all (nobody attends to it, it predicts nothing); None: none is.
     target_index: (B, N) int64, the target known by construction of every query, -1 = background; None: ask a matcher.
     repeats: how many predictions per object a matcher is to make positive; losses are divided by as many.
+    target_view: which of the batch's objects this group learns, and as what; None: all, as they are. ``target_index``
+    counts in the view.
     """
 
     name: str
@@ -41,6 +43,7 @@ class QueryGroup:
     padding_mask: Tensor | None = None
     target_index: Tensor | None = None
     repeats: int = 1
+    target_view: TargetView | None = None
 
     @property
     def size(self) -> int:
@@ -56,8 +59,9 @@ class QueryGroup:
 class Proposals:
     """The best-scoring memory tokens of every image as object proposals, in descending order of score.
 
-    features: (B, N, D), detached. anchors: (B, N, 4) normalised cxcywh, detached. logits: (B, N, K) and boxes:
-    (B, N, 4), the same proposals with gradient, for the encoder's loss. padding_mask: (B, N) bool or None.
+    features: (B, N, D), detached. anchors: (B, N, 4) normalised cxcywh, detached. padding_mask: (B, N) bool or None.
+    logits: (B, P, K) and boxes: (B, P, 4), with gradient, for the encoder's loss: of the same proposals, or of all
+    tokens. target_view: see :class:`QueryGroup`.
     """
 
     features: Tensor
@@ -65,20 +69,24 @@ class Proposals:
     logits: Tensor
     boxes: Tensor
     padding_mask: Tensor | None = None
+    target_view: TargetView | None = None
 
 
 @dataclass(frozen=True)
 class QueryContext:
     """All that the maker of a query group may look at.
 
-    proposals: None without query selection. targets: None at inference. generator: of all randomness; None: torch's
-    default one.
+    memory: None for groups that are made without looking at it. proposals: None without query selection. targets: None
+    at inference. generator: of all randomness; None: torch's default one. label_embedding: class labels -> content
+    queries, where groups share one. known: objects that the user has given at inference; None: nothing is known.
     """
 
-    memory: Memory
+    memory: Memory | None = None
     proposals: Proposals | None = None
     targets: Targets | None = None
     generator: torch.Generator | None = None
+    label_embedding: Callable[[Tensor], Tensor] | None = None
+    known: Targets | None = None
 
 
 def build_attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:

@@ -5,7 +5,8 @@ Legend: B images, M the largest number of objects of an image in the batch (at l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,19 @@ class Targets:
     def max_count(self) -> int:
         """Objects of the fullest image; 0 when the whole batch is empty (the tensors are 1 wide even then)."""
         return max(self.counts, default=0)
+
+    def of_classes(self, classes: Sequence[int]) -> Targets:
+        """Only the objects of these classes, in their order."""
+        wanted = torch.isin(self.labels, torch.tensor(list(classes), device=self.labels.device)) & self.valid
+        kept = [image[:count].nonzero()[:, 0] for image, count in zip(wanted, self.counts, strict=True)]
+        return self.from_lists(
+            [labels[index] for labels, index in zip(self.labels, kept, strict=True)],
+            [boxes[index] for boxes, index in zip(self.boxes, kept, strict=True)],
+        )
+
+    def as_one_class(self) -> Targets:
+        """The same objects, all of class 0: what class-agnostic proposals learn."""
+        return dataclasses.replace(self, labels=torch.zeros_like(self.labels))
 
     @classmethod
     def from_lists(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Targets:
@@ -81,3 +95,7 @@ def _check_ground_truth(instances: Instances, num_classes: int, name: str) -> No
             f"{name}: gt_boxes[{index}] is {boxes[index].tolist()}, expected finite (x1, y1, x2, y2) with x2 >= x1 and "
             "y2 >= y1. Remove or fix this annotation."
         )
+
+
+TargetView = Callable[[Targets], Targets]
+"""What of a batch's objects some predictions are to learn: :meth:`Targets.of_classes`, :meth:`Targets.as_one_class`."""

@@ -32,7 +32,8 @@ def test_there_are_configs_and_commands():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_trains_and_detects(name):
-    model = build_small(name)
+    deep_enough = ["model.backbone.bottom_up.depth=50"] if "dc5" in name else []  # shallow ones cannot be dilated
+    model = build_small(name, *deep_enough)
     num_classes = load_config(name).dataloader.train.mapper.num_classes
     inputs = [make_input(64, 96, 2, num_classes=num_classes), make_input(50, 40, 0)]
     keys = assert_trains_one_step(model, inputs).keys()

@@ -104,9 +104,9 @@ def test_bf16_selects_the_proposals_of_float32_scores():
     """The order of the proposals gives every query its content; bf16 scores would be full of ties."""
     model = randomise_heads(build_small()).eval()
     memory = model.encode(model.preprocess_image([make_input(64, 96, 0)]))
-    expected = model.query_selection._best_tokens(memory.tokens, memory)
+    expected = model.query_selection.token_scores(memory)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.query_selection._best_tokens(memory.tokens, memory), expected)
+        assert torch.equal(model.query_selection.token_scores(memory), expected)
 
 
 def test_a_model_without_criterion_detects_and_says_that_it_cannot_train():

@@ -1,4 +1,4 @@
-"""detrex's names."""
+"""detrex's names: one table for each of its detectors, of rules that they share."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from dinox.checkpoint.conversion.backbones import detectron2_resnet
-from dinox.checkpoint.conversion.deformable_detr import DECODER_LAYER, DINO_PARTS, ENCODER_LAYER, LAYER_HEADS
-from dinox.checkpoint.conversion.parts import count_decoder_layers
-from dinox.checkpoint.conversion.rules import Ignore, Rename, Rule
-
-_DEFORMABLE_LAYERS: Sequence[Rule] = (
-    Rename(ENCODER_LAYER + "attentions.0.{deformable}", "encoder.layers.{i}.self_attention.{deformable}"),
-    Rename(ENCODER_LAYER + "norms.0.{affine}", "encoder.layers.{i}.self_attention_norm.{affine}"),
-    Rename(ENCODER_LAYER + "ffns.0.layers.0.0.{affine}", "encoder.layers.{i}.feed_forward.expand.{affine}"),
-    Rename(ENCODER_LAYER + "ffns.0.layers.1.{affine}", "encoder.layers.{i}.feed_forward.contract.{affine}"),
-    Rename(ENCODER_LAYER + "norms.1.{affine}", "encoder.layers.{i}.feed_forward_norm.{affine}"),
-    Rename(DECODER_LAYER + "attentions.0.attn.{attention}", "decoder.layers.{i}.self_attention.attention.{attention}"),
-    Rename(DECODER_LAYER + "norms.0.{affine}", "decoder.layers.{i}.self_attention_norm.{affine}"),
-    Rename(DECODER_LAYER + "attentions.1.{deformable}", "decoder.layers.{i}.cross_attention.{deformable}"),
-    Rename(DECODER_LAYER + "norms.1.{affine}", "decoder.layers.{i}.cross_attention_norm.{affine}"),
-    Rename(DECODER_LAYER + "ffns.0.layers.0.0.{affine}", "decoder.layers.{i}.feed_forward.expand.{affine}"),
-    Rename(DECODER_LAYER + "ffns.0.layers.1.{affine}", "decoder.layers.{i}.feed_forward.contract.{affine}"),
-    Rename(DECODER_LAYER + "norms.2.{affine}", "decoder.layers.{i}.feed_forward_norm.{affine}"),
+from dinox.checkpoint.conversion.backbones import detectron2_resnet, torchvision_resnet
+from dinox.checkpoint.conversion.deformable_detr import (
+    DECODER_LAYER,
+    DINO_PARTS,
+    ENCODER_LAYER,
+    JOINED_QUERIES,
+    LAYER_HEADS,
+    PROPOSALS,
+    heads_in_decoder,
 )
+from dinox.checkpoint.conversion.parts import count_decoder_layers
+from dinox.checkpoint.conversion.rules import Duplicate, Ignore, Rename, Rule
+
+_CONSTANTS: Sequence[Rule] = (
+    Ignore("pixel_mean", "a constant, which the config has"),
+    Ignore("pixel_std", "a constant, which the config has"),
+    Ignore("criterion.empty_weight", "a constant, which the config has"),
+)
+
+_BACKBONE: Sequence[Rule] = tuple(detectron2_resnet("backbone."))
 
 _NECK: Sequence[Rule] = tuple(
     Rename(f"neck.{convs}.{{i}}.{part}.{{affine}}", f"backbone.{convs}.{{i}}.{part}.{{affine}}")
@@ -32,19 +33,207 @@ _NECK: Sequence[Rule] = tuple(
     for part in ("conv", "norm")
 )
 
+# ------------------------------------------------------------------------------------------------------ transformer
+# layers
 
-def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
-    """The encoder's heads are numbered after those of the decoder layers, and all are registered twice."""
+
+def _layer_frame(theirs: str, ours: str, attentions: Sequence[str]) -> list[Rule]:
+    """Norms and feed-forward of a layer, whatever its attentions (in their order) are."""
+    frame: list[Rule] = [
+        Rename(f"{theirs}norms.{index}.{{affine}}", f"{ours}{name}_norm.{{affine}}")
+        for index, name in enumerate([*attentions, "feed_forward"])
+    ]
+    return [
+        *frame,
+        Rename(theirs + "ffns.0.layers.0.0.{affine}", ours + "feed_forward.expand.{affine}"),
+        Rename(theirs + "ffns.0.layers.1.{affine}", ours + "feed_forward.contract.{affine}"),
+        # PReLU is registered twice.
+        Rename(theirs + "ffns.0.activation.weight", ours + "feed_forward.activation.weight"),
+        Duplicate(theirs + "ffns.0.layers.0.1.weight", of=theirs + "ffns.0.activation.weight"),
+    ]
+
+
+_OUR_ENCODER_LAYER, _OUR_DECODER_LAYER = "encoder.layers.{i}.", "decoder.layers.{i}."
+_ENCODER_FRAME = _layer_frame(ENCODER_LAYER, _OUR_ENCODER_LAYER, ["self_attention"])
+_DECODER_FRAME = _layer_frame(DECODER_LAYER, _OUR_DECODER_LAYER, ["self_attention", "cross_attention"])
+_DENSE_SELF_ATTENTION = Rename(
+    DECODER_LAYER + "attentions.0.attn.{attention}", _OUR_DECODER_LAYER + "self_attention.attention.{attention}"
+)
+
+_DENSE_ENCODER: Sequence[Rule] = (
+    Rename(
+        ENCODER_LAYER + "attentions.0.attn.{attention}", _OUR_ENCODER_LAYER + "self_attention.attention.{attention}"
+    ),
+    Rename("transformer.encoder.query_scale.layers.{i}.{affine}", "encoder.position_scale.layers.{i}.{affine}"),
+    *_ENCODER_FRAME,
+)
+_DENSE_DECODER: Sequence[Rule] = (
+    _DENSE_SELF_ATTENTION,
+    Rename(
+        DECODER_LAYER + "attentions.1.attn.{attention}", _OUR_DECODER_LAYER + "cross_attention.attention.{attention}"
+    ),
+    *_DECODER_FRAME,
+)
+_CONDITIONAL_PROJECTIONS = {
+    "query_content_proj": "content_query",
+    "query_pos_proj": "position_query",
+    "query_pos_sine_proj": "place_query",
+    "key_content_proj": "content_key",
+    "key_pos_proj": "position_key",
+    "value_proj": "value",
+    "out_proj": "output",
+}
+_CONDITIONAL_DECODER: Sequence[Rule] = (
+    *(
+        Rename(
+            f"{DECODER_LAYER}attentions.{index}.{theirs}.{{affine}}",
+            f"{_OUR_DECODER_LAYER}{attention}.{ours}.{{affine}}",
+        )
+        for index, attention in enumerate(["self_attention", "cross_attention"])
+        for theirs, ours in _CONDITIONAL_PROJECTIONS.items()
+    ),
+    Rename("transformer.decoder.query_scale.layers.{i}.{affine}", "decoder.place_scale.layers.{i}.{affine}"),
+    Rename("transformer.decoder.ref_anchor_head.layers.{i}.{affine}", "decoder.size_head.layers.{i}.{affine}"),
+    *_DECODER_FRAME,
+)
+_DEFORMABLE_LAYERS: Sequence[Rule] = (
+    Rename(ENCODER_LAYER + "attentions.0.{deformable}", _OUR_ENCODER_LAYER + "self_attention.{deformable}"),
+    *_ENCODER_FRAME,
+    _DENSE_SELF_ATTENTION,
+    Rename(DECODER_LAYER + "attentions.1.{deformable}", _OUR_DECODER_LAYER + "cross_attention.{deformable}"),
+    *_DECODER_FRAME,
+    Rename("transformer.level_embeds", "memory_builder.level_embeddings"),
+)
+
+# ------------------------------------------------------------------------------------------------ detectors with one
+# level
+
+_SHARED_HEADS: Sequence[Rule] = (
+    Rename("class_embed.{affine}", "heads.class_heads.0.{affine}"),
+    Rename("bbox_embed.layers.{i}.{affine}", "heads.box_heads.0.layers.{i}.{affine}"),
+)
+_SINGLE_LEVEL: Sequence[Rule] = (
+    *_BACKBONE,
+    Rename("input_proj.{affine}", "backbone.convs.0.conv.{affine}"),
+    *_DENSE_ENCODER,
+    Rename("transformer.decoder.post_norm_layer.{affine}", "decoder.norm.{affine}"),
+    Rename("query_embed.weight", "query_groups.matching.anchors.embedding.weight"),
+    *_SHARED_HEADS,
+    *_CONSTANTS,
+)
+
+
+def detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    return (*_SINGLE_LEVEL, *_DENSE_DECODER)
+
+
+def conditional_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    points = Rename(
+        "transformer.decoder.ref_point_head.layers.{i}.{affine}",
+        "query_groups.matching.anchors.point_head.layers.{i}.{affine}",
+    )
+    return (*_SINGLE_LEVEL, *_CONDITIONAL_DECODER, points)
+
+
+def dab_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    """Of DAB-DETR, with patterns or without, and of DN-DETR."""
+    has_patterns = any(name.endswith(("patterns.weight", "anchors.anchors.logits")) for name in weights)
+    anchors = "anchors.anchors" if has_patterns else "anchors"
+    return (
+        *_SINGLE_LEVEL,
+        *_CONDITIONAL_DECODER,
+        Rename("transformer.decoder.ref_point_head.layers.{i}.{affine}", "decoder.position_head.layers.{i}.{affine}"),
+        Duplicate("transformer.decoder.bbox_embed.layers.{i}.{affine}", of="bbox_embed.layers.{i}.{affine}"),
+        Rename("anchor_box_embed.weight", f"query_groups.matching.{anchors}.logits"),
+        Rename("transformer.patterns.weight", "query_groups.matching.content.patterns.weight"),
+        Rename("patterns.weight", "query_groups.matching.content.patterns.weight"),
+        Rename("denoising_generator.label_encoder.weight", "query_groups.label_embedding.table.weight"),
+    )
+
+
+def anchor_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    """detrex keeps the names of Anchor DETR's authors."""
+    encoder, decoder = "transformer.encoder_layers.{i}.", "transformer.decoder_layers.{i}."
+    rules = [*torchvision_resnet("backbone.body.")]
+    for theirs, ours, row_column in (
+        (encoder + "self_attn.", _OUR_ENCODER_LAYER + "self_attention.", True),
+        (decoder + "cross_attn.", _OUR_DECODER_LAYER + "cross_attention.", True),
+        (decoder + "self_attn.", _OUR_DECODER_LAYER + "self_attention.", False),
+    ):
+        if row_column:
+            rules += [Rename(f"{theirs}in_proj_{kind}", f"{ours}in_proj_{kind}") for kind in ("weight", "bias")]
+            rules.append(Rename(theirs + "out_proj.{affine}", ours + "output.{affine}"))
+        else:
+            rules.append(Rename(theirs + "{attention}", ours + "attention.{attention}"))
+    for theirs, ours, norms in (
+        (encoder, _OUR_ENCODER_LAYER, {"norm1": "self_attention"}),
+        (decoder, _OUR_DECODER_LAYER, {"norm1": "cross_attention", "norm2": "self_attention"}),
+    ):
+        rules += [Rename(f"{theirs}{norm}.{{affine}}", f"{ours}{name}_norm.{{affine}}") for norm, name in norms.items()]
+        rules += [
+            Rename(theirs + "ffn.linear1.{affine}", ours + "feed_forward.expand.{affine}"),
+            Rename(theirs + "ffn.linear2.{affine}", ours + "feed_forward.contract.{affine}"),
+            Rename(theirs + "ffn.norm2.{affine}", ours + "feed_forward_norm.{affine}"),
+        ]
+    for theirs, ours in (
+        ("transformer.adapt_pos2d", "decoder.position_head"),
+        ("transformer.adapt_pos1d", "memory_builder.position_embedding.adapter"),
+    ):
+        # A ReLU lies between the two linear layers, and is counted.
+        rules += [Rename(f"{theirs}.{2 * i}.{{affine}}", f"{ours}.layers.{i}.{{affine}}") for i in (0, 1)]
+    return (
+        *rules,
+        Rename("input_proj.0.{affine}", "backbone.convs.0.conv.{affine}"),
+        Rename("input_proj.1.{affine}", "backbone.convs.0.norm.{affine}"),
+        Rename("transformer.pattern.weight", "query_groups.matching.content.patterns.weight"),
+        Rename("transformer.position.weight", "query_groups.matching.anchors.anchors.points"),
+        Rename("transformer.class_embed.{i}.{affine}", "heads.class_heads.{i}.{affine}"),
+        Rename("transformer.bbox_embed.{i}.layers.{j}.{affine}", "heads.box_heads.{i}.layers.{j}.{affine}"),
+        *_CONSTANTS,
+    )
+
+
+# -------------------------------------------------------------------------------------------- detectors with several
+# levels
+
+
+def _deformable_parts(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    """The encoder's heads, where it has any, are numbered after those of the decoder layers."""
     last = count_decoder_layers(weights)
     return (
-        *detectron2_resnet("backbone."),
+        *_BACKBONE,
         *_NECK,
         *_DEFORMABLE_LAYERS,
-        Rename("transformer.level_embeds", "memory_builder.level_embeddings"),
         Rename(f"class_embed.{last}.{{affine}}", "query_selection.class_head.{affine}"),
         Rename(f"bbox_embed.{last}.layers.{{j}}.{{affine}}", "query_selection.box_head.layers.{j}.{affine}"),
         *LAYER_HEADS,
-        *DINO_PARTS,
-        Ignore("pixel_mean", "a constant, which the config has"),
-        Ignore("pixel_std", "a constant, which the config has"),
+        *heads_in_decoder(weights),
+        *PROPOSALS,
+        *_CONSTANTS,
     )
+
+
+def deformable_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    return (
+        *_deformable_parts(weights),
+        Rename("query_embedding.weight", JOINED_QUERIES),
+        Rename("transformer.reference_points.{affine}", "query_groups.matching.anchors.point_head.layers.0.{affine}"),
+        Rename("transformer.pos_trans.{affine}", "query_groups.matching.projection.{affine}"),
+        Rename("transformer.pos_trans_norm.{affine}", "query_groups.matching.norm.{affine}"),
+    )
+
+
+def dab_deformable_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    """Of DAB-Deformable-DETR, one- and two-stage, and of DN-Deformable-DETR."""
+    return (
+        *_deformable_parts(weights),
+        Rename("transformer.decoder.query_scale.layers.{i}.{affine}", "decoder.position_scale.layers.{i}.{affine}"),
+        Rename("transformer.decoder.ref_point_head.layers.{i}.{affine}", "decoder.position_head.layers.{i}.{affine}"),
+        Rename("tgt_embed.weight", "query_groups.matching.content.embedding.weight"),
+        Rename("refpoint_embed.weight", "query_groups.matching.anchors.logits"),
+        Rename("denoising_generator.label_encoder.weight", "query_groups.denoising.label_embedding.table.weight"),
+    )
+
+
+def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    return (*_deformable_parts(weights), *DINO_PARTS)

@@ -12,7 +12,14 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from torch import Tensor
 
 from dinox.checkpoint.conversion.backbones import torchvision_resnet
-from dinox.checkpoint.conversion.deformable_detr import DECODER_LAYER, DINO_PARTS, ENCODER_LAYER, LAYER_HEADS
+from dinox.checkpoint.conversion.deformable_detr import (
+    DECODER_LAYER,
+    DINO_PARTS,
+    ENCODER_LAYER,
+    LAYER_HEADS,
+    PROPOSALS,
+    heads_in_decoder,
+)
 from dinox.checkpoint.conversion.parts import count_classes
 from dinox.checkpoint.conversion.rules import Rename, Rule
 
@@ -45,6 +52,8 @@ def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
         Rename("transformer.enc_out_class_embed.{affine}", "query_selection.class_head.{affine}"),
         Rename("transformer.enc_out_bbox_embed.layers.{i}.{affine}", "query_selection.box_head.layers.{i}.{affine}"),
         *LAYER_HEADS,
+        *heads_in_decoder(weights),
+        *PROPOSALS,
         *DINO_PARTS,
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dinox.checkpoint.conversion import backbones, detrex, dino
+from dinox.checkpoint.conversion.deformable_detr import join_queries, split_queries
 from dinox.checkpoint.conversion.parts import repeat_shared_heads, share_equal_heads
 from dinox.checkpoint.conversion.rules import Rule
 
@@ -37,7 +38,7 @@ class Format:
     source: str
     name: str
     table: Callable[[Weights], Sequence[Rule]]
-    settings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float | bool] = field(default_factory=dict)
     prepare: Callable[[Weights], dict[str, Tensor]] = dict
     finish: Callable[[Weights], dict[str, Tensor]] = dict
     class_rows: Callable[[Weights, Sequence[int] | None], Sequence[int]] | None = None
@@ -46,20 +47,76 @@ class Format:
 
 
 _POSITIONS = "model.memory_builder.position_embedding."
+_TEMPERATURE, _OFFSET = _POSITIONS + "temperature", _POSITIONS + "offset"
+_MASK_MEMORY = "model.decoder.mask_memory"
+
+_DETREX_LEVELS = {_TEMPERATURE: 10000, _OFFSET: -0.5}
+
+
+def _split_and_share(weights: Weights) -> dict[str, Tensor]:
+    return share_equal_heads(split_queries(weights))
+
+
+def _join_and_repeat(weights: Weights) -> dict[str, Tensor]:
+    return repeat_shared_heads(join_queries(weights))
+
 
 FORMATS: Sequence[Format] = (
     Format(
         source="detrex",
         name="detrex's DINO",
         table=detrex.dino_table,
-        settings={_POSITIONS + "temperature": 10000, _POSITIONS + "offset": -0.5},
+        settings=_DETREX_LEVELS,
+        write=repeat_shared_heads,
+    ),
+    Format(
+        source="detrex",
+        name="detrex's Deformable DETR",
+        table=detrex.deformable_detr_table,
+        settings=_DETREX_LEVELS,
+        finish=_split_and_share,
+        write=_join_and_repeat,
+    ),
+    Format(
+        source="detrex",
+        name="detrex's DAB-Deformable-DETR",
+        table=detrex.dab_deformable_detr_table,
+        settings=_DETREX_LEVELS,
+        write=repeat_shared_heads,
+    ),
+    Format(
+        source="detrex",
+        name="detrex's DETR",
+        table=detrex.detr_table,
+        settings={_TEMPERATURE: 10000, _OFFSET: 0.0},
+        write=dict,
+    ),
+    Format(
+        source="detrex",
+        name="detrex's Conditional DETR",
+        table=detrex.conditional_detr_table,
+        settings={_TEMPERATURE: 10000, _OFFSET: 0.0, _MASK_MEMORY: False},
+        write=dict,
+    ),
+    Format(
+        source="detrex",
+        name="detrex's DAB-DETR",
+        table=detrex.dab_detr_table,
+        settings={_TEMPERATURE: 20, _OFFSET: 0.0, _MASK_MEMORY: False},
+        write=dict,
+    ),
+    Format(
+        source="detrex",
+        name="detrex's Anchor DETR",
+        table=detrex.anchor_detr_table,
+        finish=share_equal_heads,
         write=repeat_shared_heads,
     ),
     Format(
         source="dino",
         name="IDEA-Research's DINO",
         table=dino.dino_table,
-        settings={_POSITIONS + "temperature": 20, _POSITIONS + "offset": 0.0},
+        settings={_TEMPERATURE: 20, _OFFSET: 0.0},
         finish=share_equal_heads,
         class_rows=dino.class_rows,
     ),

@@ -11,6 +11,7 @@ from dinox.utils.suggest import did_you_mean
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _BOTTLENECK_FROM = 50  # shallower networks are made of basic blocks
 _BOTTLENECK_EXPANSION = 4
+_RES5 = 3  # the last stage
 
 Norm = Literal["", "BN", "FrozenBN", "GN", "SyncBN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"]
 """The names that detectron2's ``get_norm`` has for convolutions, on all its versions; "" is none."""
@@ -23,6 +24,7 @@ def build_resnet(
     norm: Norm = "FrozenBN",
     out_features: Sequence[str] = ("res3", "res4", "res5"),
     freeze_at: int = 1,
+    res5_dilation: Literal[1, 2] = 1,
 ) -> ResNet:
     """ResNet of any standard depth, with the parameter names of detectron2's model zoo.
 
@@ -33,9 +35,11 @@ def build_resnet(
         out_features: of "stem", "res2" (stride 4), "res3", "res4", "res5" (stride 32). Stages beyond the last one asked
             for are not built.
         freeze_at: how many stages are frozen, the stem being the first; 0: none.
+        res5_dilation: 2 is "DC5": res5 keeps the resolution of res4 (stride 16), and its 3x3 convolutions after the
+            first block are dilated, as in torchvision and so in DETR's code (detectron2 dilates the first block too).
 
     Raises:
-        ValueError: unknown depth, norm or feature.
+        ValueError: unknown depth, norm, feature or dilation.
     """
     norms = get_args(Norm)
     if norm not in norms:
@@ -47,12 +51,19 @@ def build_resnet(
     unknown = [name for name in out_features if name not in known]
     if unknown or not out_features:
         raise ValueError(f"out_features must name some of {known}, got {list(out_features)}")
+    if res5_dilation not in (1, 2):
+        raise ValueError(f"res5_dilation must be 1 or 2, got {res5_dilation}")
+    if res5_dilation > 1 and depth < _BOTTLENECK_FROM:
+        raise ValueError(f"res5_dilation = {res5_dilation} needs bottleneck blocks: a depth from {_BOTTLENECK_FROM}")
     num_stages = max(known.index(name) for name in out_features)
     stages, in_channels = [], width
     for stage, num_blocks in enumerate(_BLOCKS[depth][:num_stages]):
         inner = width * 2**stage
         out_channels, block_class, options = _block(depth, inner, norm)
-        first_stride = 1 if stage == 0 else 2
+        dilated = res5_dilation > 1 and stage == _RES5
+        first_stride = 1 if stage == 0 or dilated else 2
+        if dilated:
+            options["dilation_per_block"] = [1] + [res5_dilation] * (num_blocks - 1)
         stages.append(
             ResNet.make_stage(
                 block_class,

@@ -24,8 +24,10 @@ class Criterion(nn.Module):
     """Assigns targets to all predictions at once, and returns weighted losses under stable keys.
 
     matcher: called as ``matcher([(logits, boxes), ...], targets)`` for the groups whose targets are not known by
-    construction. class_loss, bbox_loss, giou_loss: parts of :mod:`dinox.losses`, ``None`` leaves one out. weights: by
-    loss ("class", "bbox", "giou"). group_weights: exceptions, by group and loss.
+    construction, once for all that learn the same objects. class_loss, bbox_loss, giou_loss: parts of
+    :mod:`dinox.losses`, ``None`` leaves one out. weights: by loss ("class", "bbox", "giou"). group_weights: exceptions,
+    by group and loss. A group's losses are divided by its positives, but for a loss that has a ``normaliser(matched)``
+    -> (A,) of its own.
 
     Keys: ``loss_class`` for the last decoder layer, ``loss_class_0`` ... for the earlier ones, ``loss_class_enc`` for
     the encoder's proposals, ``loss_class_dn``, ``loss_class_dn_0`` ... for denoising, ``_<group>`` for other groups;
@@ -56,22 +58,42 @@ class Criterion(nn.Module):
             predictions = [_in_float32(p) for p in predictions]
             self._check_groups(predictions)
             losses = {}
-            for group, target_index in zip(predictions, self.assign(predictions, targets), strict=True):
-                matched = MatchedPredictions.pair(group.logits, group.boxes, target_index, targets)
-                normaliser = self.count_positives(group, targets)
+            views = self.view(predictions, targets)
+            for group, seen, target_index in zip(predictions, views, self.assign(predictions, targets), strict=True):
+                matched = MatchedPredictions.pair(group.logits, group.boxes, target_index, seen)
+                positives = self.count_positives(group, seen)
                 for name, loss in self.losses.items():
+                    normaliser = _own_normaliser(loss, matched, positives)
                     values = self.weight(group.name, name) * loss(matched) / normaliser  # (A,)
                     losses.update(_by_layer(f"loss_{name}{GROUP_SUFFIXES.get(group.name, '_' + group.name)}", values))
         return losses
 
     def assign(self, predictions: Sequence[PredictionSet], targets: Targets) -> list[Tensor]:
-        """target_index (A, B, N) of every group: known by construction, or from one call of the matcher."""
-        unknown = [p for p in predictions if p.target_index is None]
-        matched = iter(self.matcher([(p.logits, p.boxes) for p in unknown], targets) if unknown else ())
-        return [
-            next(matched) if p.target_index is None else p.target_index.expand(len(p.logits), -1, -1)
-            for p in predictions
+        """target_index (A, B, N) of every group, into what it sees of the targets: known by construction, or from the
+        matcher.
+        """
+        views = self.view(predictions, targets)
+        assigned = [
+            None if p.target_index is None else p.target_index.expand(len(p.logits), -1, -1) for p in predictions
         ]
+        unknown = [i for i, each in enumerate(assigned) if each is None]
+        while unknown:
+            seen = views[unknown[0]]
+            together = [i for i in unknown if views[i] is seen]
+            matches = self.matcher([(predictions[i].logits, predictions[i].boxes) for i in together], seen)
+            for i, match in zip(together, matches, strict=True):
+                assigned[i] = match
+            unknown = [i for i in unknown if views[i] is not seen]
+        return assigned
+
+    @staticmethod
+    def view(predictions: Sequence[PredictionSet], targets: Targets) -> list[Targets]:
+        """What every group sees of the targets; the same object for groups with the same view."""
+        views = {None: targets}
+        for group in predictions:
+            if group.target_view not in views:
+                views[group.target_view] = group.target_view(targets)
+        return [views[group.target_view] for group in predictions]
 
     @staticmethod
     def count_positives(group: PredictionSet, targets: Targets) -> Tensor:
@@ -100,6 +122,13 @@ class Criterion(nn.Module):
         unknown = sorted(named - {"class", "bbox", "giou"})
         if missing or unknown:
             raise ValueError(f"loss weights are needed for {sorted(self.losses)}: missing {missing}, unknown {unknown}")
+
+
+def _own_normaliser(loss: Loss, matched: MatchedPredictions, positives: Tensor) -> Tensor:
+    """What this loss is divided by: (A,) or a scalar, averaged over ranks."""
+    if not hasattr(loss, "normaliser"):
+        return positives
+    return average_across_ranks(loss.normaliser(matched)).clamp(min=torch.finfo(matched.boxes.dtype).eps)
 
 
 def _in_float32(predictions: PredictionSet) -> PredictionSet:

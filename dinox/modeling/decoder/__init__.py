@@ -1,5 +1,8 @@
 """Decoders: they refine queries by looking at the memory."""
 
-from dinox.modeling.decoder.deformable import DecoderOutput, DeformableDecoder, DeformableDecoderLayer
+from dinox.modeling.decoder.conditional import ConditionalDecoder
+from dinox.modeling.decoder.deformable import DeformableDecoder
+from dinox.modeling.decoder.dense import DenseDecoder, RowColumnDecoder
+from dinox.modeling.decoder.layers import DecoderOutput
 
-__all__ = ["DecoderOutput", "DeformableDecoder", "DeformableDecoderLayer"]
+__all__ = ["ConditionalDecoder", "DecoderOutput", "DeformableDecoder", "DenseDecoder", "RowColumnDecoder"]

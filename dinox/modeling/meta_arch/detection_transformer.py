@@ -43,7 +43,12 @@ class Predictions:
     def for_losses(self) -> list[PredictionSet]:
         if self.proposals is None:
             return list(self.groups.values())
-        encoder = PredictionSet("encoder", self.proposals.logits[None], self.proposals.boxes[None])
+        encoder = PredictionSet(
+            "encoder",
+            self.proposals.logits[None],
+            self.proposals.boxes[None],
+            target_view=self.proposals.target_view,
+        )
         return [*self.groups.values(), encoder]
 
     def of_matching(self) -> RawPredictions:
@@ -187,7 +192,9 @@ class DetectionTransformer(nn.Module):
         )
         sizes = [group.size for group in groups]
         sets = {
-            group.name: PredictionSet(group.name, group_logits, group_boxes, group.target_index, group.repeats)
+            group.name: PredictionSet(
+                group.name, group_logits, group_boxes, group.target_index, group.repeats, group.target_view
+            )
             for group, group_logits, group_boxes in zip(
                 groups, logits.split(sizes, 2), boxes.split(sizes, 2), strict=True
             )

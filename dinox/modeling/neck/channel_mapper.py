@@ -1,11 +1,14 @@
 """From a backbone's maps to equally wide maps on more levels."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
+
+Norm = Literal["GN", ""]
 
 _MOST_GROUPS = 32  # GroupNorm groups of all published models
 
@@ -27,12 +30,12 @@ def group_norm(channels: int) -> GroupNorm:
 
 
 class _ConvNorm(nn.Module):
-    """Convolution and GroupNorm, no activation."""
+    """Convolution and, if wanted, GroupNorm; no activation."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, norm: Norm):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
-        self.norm = group_norm(out_channels)
+        self.norm = group_norm(out_channels) if norm == "GN" else nn.Identity()
         nn.init.xavier_uniform_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)
 
@@ -49,10 +52,18 @@ class ChannelMapper(Backbone):
     """
 
     def __init__(
-        self, *, bottom_up: Backbone, embed_dim: int, num_levels: int, in_features: Sequence[str] | None = None
+        self,
+        *,
+        bottom_up: Backbone,
+        embed_dim: int,
+        num_levels: int,
+        in_features: Sequence[str] | None = None,
+        norm: Norm = "GN",
     ):
-        """``in_features``: maps of ``bottom_up`` to use; all of them by default."""
+        """in_features: maps of ``bottom_up`` to use; all by default. norm: "" in DETR and its first relatives."""
         super().__init__()
+        if norm not in get_args(Norm):
+            raise ValueError(f"norm must be one of {', '.join(map(repr, get_args(Norm)))}, got {norm!r}")
         self.bottom_up = bottom_up
         shapes = bottom_up.output_shape()
         self.in_features = sorted(in_features or shapes, key=lambda name: shapes[name].stride)
@@ -63,8 +74,10 @@ class ChannelMapper(Backbone):
             )
         channels = [shapes[name].channels for name in self.in_features]
         extra_inputs = [channels[-1]] + [embed_dim] * (num_extra - 1)
-        self.convs = nn.ModuleList(_ConvNorm(c, embed_dim, 1) for c in channels)
-        self.extra_convs = nn.ModuleList(_ConvNorm(c, embed_dim, 3, stride=2) for c in extra_inputs[:num_extra])
+        self.convs = nn.ModuleList(_ConvNorm(c, embed_dim, 1, norm=norm) for c in channels)
+        self.extra_convs = nn.ModuleList(
+            _ConvNorm(c, embed_dim, 3, stride=2, norm=norm) for c in extra_inputs[:num_extra]
+        )
 
         strides = [shapes[name].stride for name in self.in_features]
         strides += [strides[-1] * 2 ** (i + 1) for i in range(num_extra)]

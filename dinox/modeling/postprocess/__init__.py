@@ -1,5 +1,5 @@
 """Post-processing: from raw predictions to detections."""
 
-from dinox.modeling.postprocess.top_k import TopKDetections
+from dinox.modeling.postprocess.top_k import BestClassDetections, TopKDetections
 
-__all__ = ["TopKDetections"]
+__all__ = ["BestClassDetections", "TopKDetections"]

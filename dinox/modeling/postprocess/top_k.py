@@ -1,4 +1,7 @@
-"""Raw predictions -> detections."""
+"""Raw predictions -> detections.
+
+Legend: B images, N queries, K classes, M detections.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,10 @@ class RankedDetections:
     classes: Tensor
 
 
-class TopKDetections:
-    """The ``num_detections`` best pairs of query and class of every image (300 in the papers); no NMS, no threshold.
+class _BestPairs:
+    """Detections are pairs of query and class, ranked by score."""
 
-    A query may appear with several classes.
-    """
-
-    def __init__(self, *, num_detections: int = 300):
+    def __init__(self, *, num_detections: int):
         self.num_detections = num_detections
 
     def __call__(self, predictions: RawPredictions, image_sizes: list[tuple[int, int]]) -> list[Instances]:
@@ -49,13 +49,52 @@ class TopKDetections:
         logits: (..., N, K). boxes: (..., N, 4) normalised cxcywh. pairs: (..., M) flat indices of (query, class) to
         take instead of the best ones, as another runtime has ranked them.
         """
-        num_classes = logits.shape[-1]
-        scores = logits.sigmoid().flatten(-2)  # (..., N * K)
+        scores = self.scores(logits)
+        num_classes = scores.shape[-1]
         if pairs is None:
-            pairs = scores.topk(fewer(self.num_detections, scores.shape[-1])).indices
+            pairs = self.best_pairs(scores)
         queries = torch.div(pairs, num_classes, rounding_mode="floor")
         return RankedDetections(
             boxes=cxcywh_to_xyxy(boxes.gather(-2, queries[..., None].expand(*queries.shape, 4))),
-            scores=scores.gather(-1, pairs),
+            scores=scores.flatten(-2).gather(-1, pairs),
             classes=pairs % num_classes,
         )
+
+
+class TopKDetections(_BestPairs):
+    """The ``num_detections`` best pairs of query and class of every image (300 in the papers); no NMS, no threshold.
+
+    A query may appear with several classes.
+    """
+
+    def __init__(self, *, num_detections: int = 300):
+        super().__init__(num_detections=num_detections)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(..., N, K) -> (..., N, K)."""
+        return logits.sigmoid()
+
+    def best_pairs(self, scores: Tensor) -> Tensor:
+        """(..., N, K) -> (..., M) flat indices, best first."""
+        flat = scores.flatten(-2)
+        return flat.topk(fewer(self.num_detections, flat.shape[-1])).indices
+
+
+class BestClassDetections(_BestPairs):
+    """Every query is one detection, of its most likely class; for logits whose last one is "no object" (DETR).
+
+    num_detections: the best of them are kept, 100 of DETR's 100 queries.
+    """
+
+    def __init__(self, *, num_detections: int = 100):
+        super().__init__(num_detections=num_detections)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """(..., N, K + 1) -> (..., N, K)."""
+        return logits.softmax(-1)[..., :-1]
+
+    def best_pairs(self, scores: Tensor) -> Tensor:
+        """(..., N, K) -> (..., M) flat indices, best first."""
+        best, classes = scores.max(-1)
+        queries = best.topk(fewer(self.num_detections, best.shape[-1])).indices
+        return queries * scores.shape[-1] + classes.gather(-1, queries)

@@ -9,30 +9,72 @@ from dinox.modeling.queries.denoising import (
     FixedGroups,
     LabelEmbedding,
 )
-from dinox.modeling.queries.groups import QueryGroups
+from dinox.modeling.queries.groups import (
+    FullVisibility,
+    QueryGroups,
+)
 from dinox.modeling.queries.matching import (
+    EmbeddedProposals,
     LearnedAnchors,
     LearnedContent,
+    LearnedPoints,
+    LearnedPositionedPoints,
+    LearnedPositions,
     MatchingQueries,
+    PatternContent,
+    QueryPlaces,
+    RepeatedAnchors,
     SelectedAnchors,
     SelectedContent,
+    UnknownLabelContent,
+    ZeroContent,
 )
-from dinox.modeling.queries.selection import QuerySelection, proposal_logits
+from dinox.modeling.queries.placement import (
+    AnchorBoxes,
+    AnchorPoints,
+    EmbeddedBoxes,
+    PlacedQueries,
+    SummedEmbedding,
+)
+from dinox.modeling.queries.plug_in import DenoisedQueries, Denoising
+from dinox.modeling.queries.selection import (
+    ClassAgnosticSelection,
+    QuerySelection,
+    proposal_logits,
+)
 
 __all__ = [
+    "AnchorBoxes",
+    "AnchorPoints",
     "CenterShiftAndScale",
+    "ClassAgnosticSelection",
     "ContrastiveBoxNoise",
+    "DenoisedQueries",
+    "Denoising",
     "DenoisingNoise",
     "DenoisingQueries",
     "DynamicGroups",
+    "EmbeddedBoxes",
+    "EmbeddedProposals",
     "FixedGroups",
+    "FullVisibility",
     "LabelEmbedding",
     "LearnedAnchors",
     "LearnedContent",
+    "LearnedPoints",
+    "LearnedPositionedPoints",
+    "LearnedPositions",
     "MatchingQueries",
+    "PatternContent",
+    "PlacedQueries",
     "QueryGroups",
+    "QueryPlaces",
     "QuerySelection",
+    "RepeatedAnchors",
     "SelectedAnchors",
     "SelectedContent",
+    "SummedEmbedding",
+    "UnknownLabelContent",
+    "ZeroContent",
     "proposal_logits",
 ]

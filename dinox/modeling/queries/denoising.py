@@ -11,12 +11,14 @@ Legend: B images, C = G * P copies of the ground truth, M slots, D channels.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dinox.layers import CenterShiftAndScale, ContrastiveBoxNoise, draw_box_noise
+from dinox.modeling.queries.placement import AnchorBoxes
 from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, Targets, inverse_sigmoid
 from dinox.utils.distributed import max_across_ranks
 from dinox.utils.ranges import check_range
@@ -50,18 +52,27 @@ class LabelEmbedding(nn.Module):
     def __init__(self, *, num_classes: int, embed_dim: int, unknown_class: bool = False, indicator: bool = False):
         super().__init__()
         self.table = nn.Embedding(num_classes + int(unknown_class), embed_dim - int(indicator))
-        self.indicator = indicator
+        self.unknown_class, self.indicator = unknown_class, indicator
 
     def forward(self, labels: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""
         content = self.table(labels)
         return nn.functional.pad(content, (0, 1), value=1.0) if self.indicator else content
 
+    def unknown(self) -> Tensor:
+        """(D,) of "no known class", the indicator 0. Raises ValueError without such a row."""
+        if not self.unknown_class:
+            raise ValueError("there is no embedding of an unknown class: give LabelEmbedding unknown_class=True")
+        content = self.table.weight[-1]
+        return nn.functional.pad(content, (0, 1)) if self.indicator else content
+
 
 class FixedGroups:
     """Always the same number of sub-groups (DN-DETR: 5, with deformable encoder only: 10)."""
 
     def __init__(self, *, num_groups: int = 5):
+        if num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1, got {num_groups}")
         self.fewest = num_groups
 
     def __call__(self, max_objects: int) -> int:
@@ -83,21 +94,24 @@ class DynamicGroups:
 class DenoisingQueries(nn.Module):
     """Makes the query group "denoising"; exists in training only.
 
-    label_embedding: labels -> content. box_noise: ``CenterShiftAndScale`` or ``ContrastiveBoxNoise``. groups:
-    ``FixedGroups`` or ``DynamicGroups``. flip_probability: of every label, to a class drawn uniformly (DN-DETR: gamma =
-    0.2; DINO's "label noise ratio" 0.5 is a probability of 0.25 in the released code). max_queries: hard cap of the
-    group; images with more objects than fit are subsampled, with one warning.
+    label_embedding: labels -> content; None: the one that all query groups share. box_noise: ``CenterShiftAndScale`` or
+    ``ContrastiveBoxNoise``. groups: ``FixedGroups`` or ``DynamicGroups``. flip_probability: of every label, to a class
+    drawn uniformly (DN-DETR: gamma = 0.2; DINO's "label noise ratio" 0.5 is a probability of 0.25 in the released
+    code). max_queries: hard cap of the group; images with more objects than fit are subsampled, with one warning.
+    placement: from content and noised boxes to what the decoder takes (:mod:`dinox.modeling.queries.placement`); None:
+    the boxes are the anchors.
     """
 
     def __init__(
         self,
         *,
         num_classes: int,
-        label_embedding: nn.Module,
+        label_embedding: nn.Module | None,
         box_noise: CenterShiftAndScale | ContrastiveBoxNoise,
         groups: FixedGroups | DynamicGroups,
         flip_probability: float = 0.25,
         max_queries: int = 400,
+        placement: nn.Module | None = None,
     ):
         super().__init__()
         check_range("flip_probability", flip_probability, 0, 1)
@@ -107,6 +121,7 @@ class DenoisingQueries(nn.Module):
         self.groups = groups
         self.flip_probability = flip_probability
         self.max_queries = max_queries
+        self.placement = AnchorBoxes() if placement is None else placement
         self.max_objects = max_queries // (groups.fewest * box_noise.halves)
         if self.max_objects == 0:
             raise ValueError(
@@ -122,11 +137,12 @@ class DenoisingQueries(nn.Module):
         objects = self._fill_slots(context.targets, min(slots, self.max_objects), context.generator)
         num_groups = self._count_groups(objects.shape[1])
         noise = self.sample_noise(objects.shape, num_groups * self.box_noise.halves, context)
-        content, anchors = self._noised_queries(context.targets, objects, noise)
+        queries = self.placement(*self._noised_queries(context, objects, noise))
         return QueryGroup(
             GROUP_NAME,
-            content,
-            anchors,
+            queries.content,
+            queries.anchors,
+            queries.positions,
             sees=frozenset({MATCHING}),
             subgroup_size=objects.shape[1] * self.box_noise.halves,
             target_index=self._positive_targets(objects, num_groups),
@@ -135,7 +151,7 @@ class DenoisingQueries(nn.Module):
     def sample_noise(self, shape: tuple[int, int], copies: int, context: QueryContext) -> DenoisingNoise:
         """shape: (B, M). The one place where this module draws random numbers; replace it to inject recorded ones."""
         shape = (shape[0], copies, shape[1])
-        draw = {"generator": context.generator, "device": context.memory.tokens.device}
+        draw = {"generator": context.generator, "device": context.targets.valid.device}
         return DenoisingNoise(
             flip=torch.rand(shape, **draw),
             new_labels=torch.randint(self.num_classes, shape, **draw),
@@ -161,18 +177,19 @@ class DenoisingQueries(nn.Module):
         most = self.max_queries // max(slots * self.box_noise.halves, 1)
         return max(self.groups.fewest, min(self.groups(slots), most))
 
-    def _noised_queries(self, targets: Targets, objects: Tensor, noise: DenoisingNoise) -> tuple[Tensor, Tensor]:
-        """Content (B, C * M, D) and anchors (B, C * M, 4)."""
+    def _noised_queries(self, context: QueryContext, objects: Tensor, noise: DenoisingNoise) -> tuple[Tensor, Tensor]:
+        """Content (B, C * M, D) and boxes (B, C * M, 4)."""
+        targets, embed = context.targets, label_embedding_of(self, context)
         filled = (objects != BACKGROUND)[:, None, :, None]  # (B, 1, M, 1)
         images = torch.arange(len(objects), device=objects.device)[:, None]
         index = objects.clamp(min=0)
         labels = targets.labels[images, index][:, None]  # (B, 1, M)
         labels = torch.where(noise.flip < self.flip_probability, noise.new_labels, labels)  # (B, C, M)
-        content = torch.where(filled, self.label_embedding(labels), 0.0)
+        content = torch.where(filled, embed(labels), 0.0)
         noised = self.box_noise(targets.boxes[images, index][:, None], noise)
-        # Through logits and back: anchors saturate where the authors' do, and a padded slot (logit 0) is the centre.
-        anchors = torch.where(filled, inverse_sigmoid(noised), 0.0).sigmoid()
-        return content.flatten(1, 2), anchors.flatten(1, 2)
+        # Through logits and back: boxes saturate where the authors' do, and a padded slot (logit 0) is the centre.
+        boxes = torch.where(filled, inverse_sigmoid(noised), 0.0).sigmoid()
+        return content.flatten(1, 2), boxes.flatten(1, 2)
 
     def _positive_targets(self, objects: Tensor, num_groups: int) -> Tensor:
         """(B, C * M) target of every query: its object for positives, background for negatives and padded slots."""
@@ -189,3 +206,13 @@ class DenoisingQueries(nn.Module):
                 self.max_objects,
             )
             self._warned = True
+
+
+def label_embedding_of(maker: nn.Module, context: QueryContext) -> Callable[[Tensor], Tensor]:
+    """The maker's own label embedding, or else the one that all query groups share."""
+    own = getattr(maker, "label_embedding", None)
+    if own is None and context.label_embedding is None:
+        raise ValueError(
+            f"{type(maker).__name__} needs a label embedding: give it one, or set model.query_groups.label_embedding"
+        )
+    return context.label_embedding if own is None else own

@@ -1,40 +1,116 @@
-"""The matching group: content from one part, anchor boxes from another.
+"""The matching group: content from one part, anchors (or positional queries) from another.
 
-| selection | content | anchors |
+| detector | content | anchors |
 |---|---|---|
-| static | ``LearnedContent`` | ``LearnedAnchors`` |
-| pure   | ``SelectedContent`` | ``SelectedAnchors`` |
+| DETR | ``ZeroContent`` | ``LearnedPositions`` |
+| Conditional DETR | ``ZeroContent`` | ``LearnedPositionedPoints`` |
+| Deformable DETR | ``LearnedContent`` | ``LearnedPositionedPoints`` |
+| Anchor DETR | ``PatternContent`` | ``LearnedPoints`` |
+| DAB-DETR | ``ZeroContent`` or ``PatternContent`` | ``LearnedAnchors`` |
+| DN-DETR | ``UnknownLabelContent`` | ``LearnedAnchors`` |
+| static queries, DAB-Deformable-DETR | ``LearnedContent`` | ``LearnedAnchors`` |
+| pure query selection | ``SelectedContent`` | ``SelectedAnchors`` |
 | mixed (DINO, section 3.4) | ``LearnedContent`` | ``SelectedAnchors`` |
 
-Legend: B images, N queries, D channels.
+The two-stage Deformable DETR makes both of its proposals: ``EmbeddedProposals``.
+
+Legend: B images, N queries, D channels, P patterns.
 """
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dinox.layers import xavier_init
+from dinox.layers import MLP, sine_features, xavier_init
+from dinox.layers.position_embedding import ANCHOR_TEMPERATURE, FULL_TURN
+from dinox.modeling.queries.denoising import label_embedding_of
 from dinox.structures import MATCHING, Proposals, QueryContext, QueryGroup, inverse_sigmoid
 
 ANCHOR_LOGIT_LIMIT = 3.0  # DAB-Deformable-DETR: learned anchors start within sigmoid(+-3)
 
 
+@dataclass(frozen=True)
+class QueryPlaces:
+    """Where queries look. anchors: (B, N, 4) normalised cxcywh, (B, N, 2) or None. positions: (B, N, D) positional
+    queries that do not come from anchors, or None. padding_mask: (B, N) bool, True = no query, or None."""
+
+    anchors: Tensor | None = None
+    positions: Tensor | None = None
+    padding_mask: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        return (self.positions if self.anchors is None else self.anchors).shape[1]
+
+
+class ZeroContent(nn.Module):
+    """Content queries start at zero: what an object is, is found by looking."""
+
+    def __init__(self, *, embed_dim: int):
+        super().__init__()
+        self.embed_dim = embed_dim
+
+    def forward(self, context: QueryContext, size: int) -> Tensor:
+        tokens = context.memory.tokens
+        return tokens.new_zeros(tokens.shape[0], size, self.embed_dim)
+
+
 class LearnedContent(nn.Module):
     """The same learned content queries for every image.
 
-    ``indicator``: leave the last channel 0, which says "not a denoising query" where denoising queries say 1.
+    indicator: leave the last channel 0, which says "not a denoising query" where denoising queries say 1. std: of the
+    normal distribution that they start with; None: Xavier-uniform, as in DINO's two repositories.
     """
 
-    def __init__(self, *, num_queries: int, embed_dim: int, indicator: bool = False):
+    def __init__(self, *, num_queries: int, embed_dim: int, indicator: bool = False, std: float | None = None):
         super().__init__()
         self.embedding = nn.Embedding(num_queries, embed_dim - int(indicator))
         self.indicator = indicator
-        xavier_init(self)
+        if std is None:
+            xavier_init(self)
+        else:
+            nn.init.normal_(self.embedding.weight, std=std)
 
     def forward(self, context: QueryContext, size: int) -> Tensor:
         content = self.embedding.weight[:size]
         if self.indicator:
             content = nn.functional.pad(content, (0, 1))
         return content.expand(context.memory.tokens.shape[0], -1, -1)
+
+
+class UnknownLabelContent(nn.Module):
+    """The shared label embedding's row for "no known class", with indicator 0 (DN-DETR, section 4.5)."""
+
+    def forward(self, context: QueryContext, size: int) -> Tensor:
+        content = label_embedding_of(self, context).unknown()  # (D,)
+        return content.expand(context.memory.tokens.shape[0], size, -1)
+
+
+class PatternContent(nn.Module):
+    """Several content queries for every anchor, all pattern 0 first (Anchor DETR, section 3.3).
+
+    base: content to add, by query; None: the patterns are all of it. Anchors are repeated by ``RepeatedAnchors``.
+    """
+
+    def __init__(self, *, num_patterns: int = 3, embed_dim: int, base: nn.Module | None = None):
+        super().__init__()
+        self.patterns = nn.Embedding(num_patterns, embed_dim)
+        self.base = base
+
+    def forward(self, context: QueryContext, size: int) -> Tensor:
+        num_patterns = self.patterns.num_embeddings
+        if size % num_patterns:
+            raise ValueError(
+                f"{num_patterns} patterns cannot share {size} queries equally: repeat the anchors as often"
+            )
+        content = self.patterns.weight.repeat_interleave(size // num_patterns, dim=0)  # (P * N / P, D)
+        content = content.expand(context.memory.tokens.shape[0], -1, -1)
+        return content if self.base is None else content + self.base(context, size)
 
 
 class SelectedContent(nn.Module):
@@ -45,16 +121,59 @@ class SelectedContent(nn.Module):
 
 
 class LearnedAnchors(nn.Module):
-    """The same learned anchor boxes for every image (DAB-DETR)."""
+    """The same learned anchor boxes for every image (DAB-DETR).
+
+    start: "uniform" in the image, within sigmoid(+-3) (DAB-Deformable-DETR), or "normal" logits (DAB-DETR).
+    """
+
+    def __init__(self, *, num_queries: int, start: Literal["uniform", "normal"] = "uniform"):
+        super().__init__()
+        if start not in ("uniform", "normal"):
+            raise ValueError(f'start must be "uniform" or "normal", got {start!r}')
+        uniform = inverse_sigmoid(torch.rand(num_queries, 4)).clamp(-ANCHOR_LOGIT_LIMIT, ANCHOR_LOGIT_LIMIT)
+        self.logits = nn.Parameter(uniform if start == "uniform" else torch.randn(num_queries, 4))
+
+    def forward(self, context: QueryContext) -> QueryPlaces:
+        return QueryPlaces(self.logits.sigmoid().expand(context.memory.tokens.shape[0], -1, -1))
+
+
+class LearnedPoints(nn.Module):
+    """The same learned anchor points for every image, as shares of it, unbounded (Anchor DETR)."""
 
     def __init__(self, *, num_queries: int):
         super().__init__()
-        logits = inverse_sigmoid(torch.rand(num_queries, 4))
-        self.logits = nn.Parameter(logits.clamp(-ANCHOR_LOGIT_LIMIT, ANCHOR_LOGIT_LIMIT))
+        self.points = nn.Parameter(torch.rand(num_queries, 2))
 
-    def forward(self, context: QueryContext) -> tuple[Tensor, None]:
-        """Returns anchors (B, N, 4) normalised cxcywh, and no padding."""
-        return self.logits.sigmoid().expand(context.memory.tokens.shape[0], -1, -1), None
+    def forward(self, context: QueryContext) -> QueryPlaces:
+        return QueryPlaces(self.points.expand(context.memory.tokens.shape[0], -1, -1))
+
+
+class LearnedPositions(nn.Module):
+    """The same learned positional queries for every image, without a place that could be named (DETR)."""
+
+    def __init__(self, *, num_queries: int, embed_dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, embed_dim)
+
+    def forward(self, context: QueryContext) -> QueryPlaces:
+        return QueryPlaces(positions=self.embedding.weight.expand(context.memory.tokens.shape[0], -1, -1))
+
+
+class LearnedPositionedPoints(nn.Module):
+    """Learned positional queries, and anchor points that a small network reads from them: one linear layer in
+    Deformable DETR, two in Conditional DETR.
+    """
+
+    def __init__(self, *, num_queries: int, embed_dim: int, num_layers: int = 1):
+        super().__init__()
+        self.embedding = nn.Embedding(num_queries, embed_dim)
+        self.point_head = MLP(in_dim=embed_dim, hidden_dim=embed_dim, out_dim=2, num_layers=num_layers)
+        xavier_init(self.point_head)
+        nn.init.zeros_(self.point_head.layers[-1].bias)
+
+    def forward(self, context: QueryContext) -> QueryPlaces:
+        positions = self.embedding.weight.expand(context.memory.tokens.shape[0], -1, -1)
+        return QueryPlaces(self.point_head(positions).sigmoid(), positions)
 
 
 class SelectedAnchors(nn.Module):
@@ -64,8 +183,7 @@ class SelectedAnchors(nn.Module):
         super().__init__()
         self.num_queries = num_queries
 
-    def forward(self, context: QueryContext) -> tuple[Tensor, Tensor | None]:
-        """Returns anchors (B, N, 4) normalised cxcywh, and which are padding (B, N) or None."""
+    def forward(self, context: QueryContext) -> QueryPlaces:
         proposals = _proposals(context)
         available = proposals.anchors.shape[1]
         if available < min(self.num_queries, max(context.memory.token_counts)):
@@ -74,7 +192,25 @@ class SelectedAnchors(nn.Module):
                 "num_proposals to at least model.num_queries"
             )
         padding = proposals.padding_mask
-        return proposals.anchors[:, : self.num_queries], None if padding is None else padding[:, : self.num_queries]
+        return QueryPlaces(
+            proposals.anchors[:, : self.num_queries],
+            padding_mask=None if padding is None else padding[:, : self.num_queries],
+        )
+
+
+class RepeatedAnchors(nn.Module):
+    """``times`` queries for each place, the whole list again and again: one for each pattern."""
+
+    def __init__(self, *, anchors: nn.Module, times: int = 3):
+        super().__init__()
+        self.anchors = anchors
+        self.times = times
+
+    def forward(self, context: QueryContext) -> QueryPlaces:
+        places = self.anchors(context)
+        fields = {field.name: getattr(places, field.name) for field in dataclasses.fields(places)}
+        repeated = {name: torch.cat([each] * self.times, dim=1) for name, each in fields.items() if each is not None}
+        return QueryPlaces(**repeated)
 
 
 class MatchingQueries(nn.Module):
@@ -86,9 +222,33 @@ class MatchingQueries(nn.Module):
         self.anchors = anchors
 
     def forward(self, context: QueryContext) -> QueryGroup:
-        anchors, padding_mask = self.anchors(context)
-        content = self.content(context, anchors.shape[1])
-        return QueryGroup(MATCHING, content, anchors, padding_mask=padding_mask)
+        places = self.anchors(context)
+        content = self.content(context, places.size)
+        return QueryGroup(
+            MATCHING, content, places.anchors, positions=places.positions, padding_mask=places.padding_mask
+        )
+
+
+class EmbeddedProposals(nn.Module):
+    """Matching queries of the two-stage Deformable DETR: from the sine embedding of every selected box, one half of a
+    normed linear map is the positional query and the other the content query.
+    """
+
+    def __init__(self, *, num_queries: int, embed_dim: int):
+        super().__init__()
+        self.anchors = SelectedAnchors(num_queries=num_queries)
+        self.num_features = embed_dim // 2  # per coordinate
+        self.projection = nn.Linear(4 * self.num_features, 2 * embed_dim)
+        self.norm = nn.LayerNorm(2 * embed_dim)
+        xavier_init(self.projection)
+
+    def forward(self, context: QueryContext) -> QueryGroup:
+        places = self.anchors(context)
+        features = sine_features(places.anchors.float() * FULL_TURN, self.num_features, ANCHOR_TEMPERATURE)
+        # In the order x, y, w, h: unlike the embedding of anchors elsewhere.
+        embedded = self.norm(self.projection(features.flatten(-2).to(places.anchors.dtype)))  # (B, N, 2 D)
+        positions, content = embedded.chunk(2, dim=-1)
+        return QueryGroup(MATCHING, content, places.anchors, positions, padding_mask=places.padding_mask)
 
 
 def _proposals(context: QueryContext) -> Proposals:

@@ -1,5 +1,10 @@
 """Query selection: the encoder's best tokens become object proposals (Deformable DETR's "two-stage"; DINO, 3.4).
 
+| selection | ranked by | the encoder learns |
+|---|---|---|
+| ``QuerySelection`` (DAB-Deformable-DETR, DINO) | a token's best class | on the selected tokens, the classes |
+| ``ClassAgnosticSelection`` (Deformable DETR) | class 0 | on all tokens, objects as objects, of class 0 |
+
 Legend: B images, S memory tokens, N proposals, D channels, K classes.
 """
 
@@ -7,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dinox.layers import make_box_head, make_class_head, xavier_init
-from dinox.structures import Memory, Proposals
+from dinox.structures import Memory, Proposals, Targets
 from dinox.utils.numbers import fewer
 from dinox.utils.precision import at_least_float32
 
@@ -29,13 +34,8 @@ def proposal_logits(memory: Memory) -> tuple[Tensor, Tensor]:
     return torch.log(boxes / (1 - boxes)).masked_fill(~kept[..., None], torch.inf), kept
 
 
-class QuerySelection(nn.Module):
-    """Scores all tokens with the encoder's own heads and keeps the ``num_proposals`` best of every image.
-
-    Rejected tokens are scored too, with zeroed memory: they share one constant score and can be selected where tokens
-    are few, as in the authors' code. In evaluation padding is never selected: images with fewer tokens than the batch
-    selects get padded queries, so that an image's detections do not depend on its batch.
-    """
+class _TokenHeads(nn.Module):
+    """The encoder's own projection and heads, and the ranking of its tokens."""
 
     def __init__(self, *, embed_dim: int, num_classes: int, num_proposals: int):
         super().__init__()
@@ -46,28 +46,9 @@ class QuerySelection(nn.Module):
         self.box_head = make_box_head(embed_dim=embed_dim)
         xavier_init(self.projection)
 
-    def forward(self, memory: Memory, selected: Tensor | None = None) -> Proposals:
-        """``selected``: (B, N) tokens to propose instead of the best ones, as another runtime has ranked them."""
-        anchors, kept = proposal_logits(memory)
-        tokens = memory.tokens * kept[..., None]  # (B, S, D)
-        if selected is None:
-            selected = self._best_tokens(tokens, memory)
-        # Heads run again on the selected tokens alone: nothing of the others has to be kept for the backward pass.
-        features = self.norm(self.projection(_gather(tokens, selected)))  # (B, N, D)
-        offsets = self.box_head(features)
-        with torch.autocast(tokens.device.type, enabled=False):
-            boxes = (offsets.to(anchors.dtype) + _gather(anchors, selected)).sigmoid()
-        return Proposals(
-            features=features.detach(),
-            anchors=boxes.detach(),
-            logits=self.class_head(features),
-            boxes=boxes,
-            padding_mask=self._padding_mask(memory, selected),
-        )
-
     @torch.no_grad()
     def token_scores(self, memory: Memory) -> Tensor:
-        """(B, S), the highest class logit of every token: what the proposals are ranked by."""
+        """(B, S): what the proposals are ranked by."""
         _, kept = proposal_logits(memory)
         return self._scores(memory.tokens * kept[..., None])
 
@@ -76,12 +57,23 @@ class QuerySelection(nn.Module):
         leave hundreds of tokens with the same score.
         """
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.class_head(self.norm(self.projection(at_least_float32(tokens)))).amax(-1)
+            return self.class_score(self.class_head(self.norm(self.projection(at_least_float32(tokens)))))
+
+    @staticmethod
+    def class_score(logits: Tensor) -> Tensor:
+        """(..., K) -> (...)."""
+        return logits.amax(-1)
+
+    def _propose(self, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (B, N, K) and boxes (B, N, 4) of tokens (B, N, D) with these anchor logits (B, N, 4)."""
+        offsets = self.box_head(features)
+        with torch.autocast(features.device.type, enabled=False):
+            boxes = (offsets.to(anchors.dtype) + anchors).sigmoid()
+        return self.class_head(features), boxes
 
     @torch.no_grad()
-    def _best_tokens(self, tokens: Tensor, memory: Memory) -> Tensor:
-        """(B, N) indices of the tokens with the highest scores, in descending order."""
-        scores = self._scores(tokens)
+    def _best_tokens(self, scores: Tensor, memory: Memory) -> Tensor:
+        """(B, N) indices of the tokens with the highest scores (B, S), in descending order."""
         count = scores.shape[1]
         if not self.training:
             scores = scores.masked_fill(memory.padding_mask, -torch.inf)
@@ -92,6 +84,64 @@ class QuerySelection(nn.Module):
         if self.training or min(memory.token_counts) >= selected.shape[1]:
             return None
         return memory.padding_mask.gather(1, selected)
+
+
+class QuerySelection(_TokenHeads):
+    """Scores all tokens with the encoder's own heads and keeps the ``num_proposals`` best of every image.
+
+    Rejected tokens are scored too, with zeroed memory: they share one constant score and can be selected where tokens
+    are few, as in the authors' code. In evaluation padding is never selected: images with fewer tokens than the batch
+    selects get padded queries, so that an image's detections do not depend on its batch.
+    """
+
+    def forward(self, memory: Memory, selected: Tensor | None = None) -> Proposals:
+        """``selected``: (B, N) tokens to propose instead of the best ones, as another runtime has ranked them."""
+        anchors, kept = proposal_logits(memory)
+        tokens = memory.tokens * kept[..., None]  # (B, S, D)
+        if selected is None:
+            with torch.no_grad():
+                selected = self._best_tokens(self._scores(tokens), memory)
+        # Heads run again on the selected tokens alone: nothing of the others has to be kept for the backward pass.
+        features = self.norm(self.projection(_gather(tokens, selected)))  # (B, N, D)
+        logits, boxes = self._propose(features, _gather(anchors, selected))
+        return Proposals(
+            features=features.detach(),
+            anchors=boxes.detach(),
+            logits=logits,
+            boxes=boxes,
+            padding_mask=self._padding_mask(memory, selected),
+        )
+
+
+class ClassAgnosticSelection(_TokenHeads):
+    """Keeps the ``num_proposals`` tokens of every image that are most likely an object, whatever its class.
+
+    Class 0 stands for "object" here: tokens are ranked by its logit, and the encoder's loss is taken on all tokens,
+    with objects of class 0 and background, rejected tokens included (Deformable DETR, section 4.2 and its code).
+    """
+
+    @staticmethod
+    def class_score(logits: Tensor) -> Tensor:
+        """(..., K) -> (...)."""
+        return logits[..., 0]
+
+    def forward(self, memory: Memory, selected: Tensor | None = None) -> Proposals:
+        """``selected``: (B, N) tokens to propose instead of the best ones, as another runtime has ranked them."""
+        anchors, kept = proposal_logits(memory)
+        tokens = memory.tokens * kept[..., None]  # (B, S, D)
+        features = self.norm(self.projection(tokens))
+        logits, boxes = self._propose(features, anchors)
+        if selected is None:
+            rounded = logits.dtype in (torch.bfloat16, torch.float16)
+            selected = self._best_tokens(self._scores(tokens) if rounded else self.class_score(logits), memory)
+        return Proposals(
+            features=_gather(features, selected).detach(),
+            anchors=_gather(boxes, selected).detach(),
+            logits=logits,
+            boxes=boxes,
+            padding_mask=self._padding_mask(memory, selected),
+            target_view=Targets.as_one_class,
+        )
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

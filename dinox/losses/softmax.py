@@ -1,0 +1,36 @@
+"""Softmax cross-entropy over classes and "no object" (DETR, section 3.1)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dinox.structures import MatchedPredictions
+
+BACKGROUND_WEIGHT = 0.1  # of the term "no object" (DETR, appendix A.4)
+
+
+class SoftmaxLoss:
+    """Classification loss of DETR; the last of the K + 1 logits is "no object".
+
+    background_weight: of predictions without an object. The sum is divided by that of the weights, not by the number of
+    objects (see ``normaliser``).
+    """
+
+    def __init__(self, *, background_weight: float = BACKGROUND_WEIGHT):
+        if background_weight < 0:
+            raise ValueError(f"background_weight must not be negative, got {background_weight}")
+        self.background_weight = background_weight
+
+    def __call__(self, matched: MatchedPredictions) -> Tensor:
+        """Returns (A,): one weighted sum per prediction set."""
+        background = matched.logits.shape[-1] - 1
+        labels = torch.where(matched.positive, matched.labels, background)  # (A, B, N)
+        loss = F.cross_entropy(matched.logits.flatten(0, 2), labels.flatten(), reduction="none").view(labels.shape)
+        return (loss * self._weights(matched)).sum(dim=(1, 2))
+
+    def normaliser(self, matched: MatchedPredictions) -> Tensor:
+        """(A,) sum of the predictions' weights."""
+        return self._weights(matched).sum(dim=(1, 2))
+
+    def _weights(self, matched: MatchedPredictions) -> Tensor:
+        return torch.where(matched.positive, 1.0, self.background_weight)

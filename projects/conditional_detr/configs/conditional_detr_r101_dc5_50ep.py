@@ -1,0 +1,7 @@
+"""Conditional DETR, ResNet-101 with dilated res5 (DC5), 50 epochs."""
+
+from .conditional_detr_r101_50ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+model.backbone.bottom_up.res5_dilation = 2
+
+train.output_dir = "./output/conditional_detr_r101_dc5_50ep"

@@ -1,0 +1,13 @@
+"""DAB-Deformable-DETR, ResNet-50, 50 epochs; with "++" in DN-DETR's tables."""
+
+from ....configs.common.data.coco_detr import dataloader
+from ....configs.common.models.dab_deformable_detr import model
+from ....configs.common.optimizer import optimizer
+from ....configs.common.schedule import lr_multiplier, schedule
+from ....configs.common.train import train
+
+schedule.epochs = 50
+schedule.drop_epochs = [40]
+
+train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+train.output_dir = "./output/dab_deformable_detr_r50_50ep"

@@ -1,0 +1,8 @@
+"""Deformable DETR, ResNet-50, 12 epochs."""
+
+from .deformable_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+schedule.epochs = 12
+schedule.drop_epochs = [11]
+
+train.output_dir = "./output/deformable_detr_r50_12ep"

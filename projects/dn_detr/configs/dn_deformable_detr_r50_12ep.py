@@ -1,0 +1,8 @@
+"""DN-Deformable-DETR, ResNet-50, 12 epochs; with "++" in the paper's tables."""
+
+from .dn_deformable_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+schedule.epochs = 12
+schedule.drop_epochs = [11]
+
+train.output_dir = "./output/dn_deformable_detr_r50_12ep"

@@ -1,0 +1,9 @@
+"""DN-DETR, ResNet-101 with dilated res5 (DC5), 3 patterns, 12 epochs."""
+
+from .dn_detr_r50_dc5_3patterns_12ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+model.backbone.bottom_up.depth = 101
+
+# torchvision's ResNet-101, as detectron2's tools/convert-torchvision-to-d2.py writes it; nobody hosts that file.
+train.init_checkpoint = "./R-101.pkl"
+train.output_dir = "./output/dn_detr_r101_dc5_3patterns_12ep"
