@@ -55,16 +55,17 @@ def batch():
 def test_the_loss_of_another_detector_falls():
     torch.manual_seed(0)
     model = OtherDetector()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     history = []
     for _ in range(50):
         losses = model.losses(*batch())
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        history.append({key: value.item() for key, value in losses.items()})
-    first, last = ([sum(steps[key] for steps in part) for key in history[0]] for part in (history[:5], history[-5:]))
-    assert all(after < 0.8 * before for before, after in zip(first, last, strict=True)), (first, last)
+        own = losses.pop("loss_own").item()
+        history.append((own, sum(value.item() for value in losses.values())))
+    first, last = (torch.tensor(part).mean(0) for part in (history[:5], history[-5:]))  # own loss, denoising
+    assert (last < 0.8 * first).all(), (first, last)
 
 
 def test_the_detectors_own_queries_see_nothing_of_the_noised_objects():
