@@ -4,12 +4,16 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import instantiate
+from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from dinox.config import load_config
+from dinox.modeling import DetectionTransformer
 from dinox.structures import FeaturePyramid, Memory, flatten_pyramid
 
 DINO = "dino/dino_r50_4scale_12ep"
+RCNN = "dn_detr/dn_faster_rcnn_r50_fpn_1x"
 SMALL = [
     "model.backbone.bottom_up.depth=18",
     "model.backbone.bottom_up.width=16",
@@ -20,12 +24,25 @@ SMALL = [
     "model.encoder.feed_forward_dim=64",
     "model.decoder.num_layers=3",
 ]
+SMALL_RCNN = [
+    "model.proposal_generator.pre_nms_topk=[50,50]",
+    "model.proposal_generator.post_nms_topk=[20,20]",
+    "model.roi_heads.batch_size_per_image=16",
+    "model.roi_heads.box_head.fc_dims=[32,32]",
+    "model.roi_heads.box_predictor.test_score_thresh=0.0",  # untrained ones detect nothing above any other
+]
+_SMALL = {DetectionTransformer: SMALL, GeneralizedRCNN: SMALL_RCNN}
+
+
+def small_overrides(config: str) -> list[str]:
+    """What makes the model of a config small, by its meta-architecture."""
+    return _SMALL[load_config(config).model["_target_"]]
 
 
 def build_small(config: str = DINO, *overrides: str, seed: int = 0) -> torch.nn.Module:
     """A small model in training mode with seeded weights."""
     torch.manual_seed(seed)
-    return instantiate(load_config(config, [*SMALL, *overrides]).model).train()
+    return instantiate(load_config(config, [*small_overrides(config), *overrides]).model).train()
 
 
 def make_input(height: int, width: int, num_objects: int, *, num_classes: int = 80, seed: int = 0) -> dict:
@@ -70,7 +87,8 @@ def loss_keys(num_layers: int = 3, *, groups: tuple[str, ...] = ("", "_dn"), enc
 def assert_trains_one_step(model: torch.nn.Module, inputs: list[dict]) -> dict[str, torch.Tensor]:
     """Finite losses, and a finite gradient on every trainable parameter (zero is fine)."""
     model.zero_grad()
-    losses = model(inputs)
+    with EventStorage():  # detectron2's own models insist on one
+        losses = model(inputs)
     sum(losses.values()).backward()
     for key, value in losses.items():
         assert value.dim() == 0 and torch.isfinite(value), (key, value)

@@ -24,6 +24,7 @@ MODELING_PARTS = (
     "auxiliary",
     "criterion",
     "postprocess",
+    "roi_heads",
 )
 GROUPS = (
     ("structures", "utils"),

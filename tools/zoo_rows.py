@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinox import model_zoo
 from dinox.analysis import DETECTION_SIZE, count_parameters, measure_complexity
+from dinox.modeling import DetectionTransformer
 from dinox.utils.json_files import write_json
 
 # Slots of the model that the table has columns for, in the order of the data's way through them.
@@ -85,7 +86,8 @@ def _describe(slot: str, node: Any) -> str:
 
 def _describe_backbone(node: DictConfig) -> str:
     body = node.get("bottom_up", node)
-    name = f"ResNet-{body.depth}" if _name(body) == "build_resnet" else _name(body).removeprefix("build_")
+    depth = body.get("depth") or OmegaConf.select(body, "stages.depth")  # ours, detectron2's
+    name = _name(body).removeprefix("build_") if depth is None else f"ResNet-{depth}"
     return f"{name}, {node.num_levels} levels" if "num_levels" in node else name
 
 
@@ -193,21 +195,29 @@ def read_complexity(root: Path) -> dict[str, dict]:
     return json.loads(file.read_text(encoding="utf-8"))["configs"] if file.is_file() else {}
 
 
-def count_gflops(rows: Iterable[Row], *, recount: bool) -> dict[str, float]:
-    """Hash of the model -> GFLOPs, each counted once; prints what it counts."""
-    counted: dict[str, float] = {}
+def count_gflops(rows: Iterable[Row], *, recount: bool) -> dict[str, float | None]:
+    """Hash of the model -> GFLOPs, each counted once; prints what it counts.
+
+    None for another meta-architecture than ours: the box head of a two-stage detector works on as many regions as its
+    weights propose, and there are no weights here.
+    """
+    counted: dict[str, float | None] = {}
     for row in rows:
         if row.model in counted:
             continue
         if row.gflops is None or recount:
+            cfg = model_zoo.get_config(row.name)
+            if cfg.model["_target_"] is not DetectionTransformer:
+                counted[row.model] = None
+                continue
             print(f"counting {row.name}", flush=True)
-            model = instantiate(model_zoo.get_config(row.name).model).to("cpu")
+            model = instantiate(cfg.model).to("cpu")
             counted[row.model] = round(measure_complexity(model).gflops[""], 2)
         else:
             counted[row.model] = row.gflops
     return counted
 
 
-def write_complexity(rows: Iterable[Row], counted: Mapping[str, float], root: Path) -> None:
+def write_complexity(rows: Iterable[Row], counted: Mapping[str, float | None], root: Path) -> None:
     configs = {row.name: {"model": row.model, "gflops": counted[row.model]} for row in rows}
     write_json(_complexity_file(root), {"size": list(DETECTION_SIZE), "configs": configs})

@@ -7,6 +7,7 @@ there are the weights, their gradients, two numbers per weight for AdamW, and wh
 from dataclasses import dataclass
 
 import torch
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from dinox.analysis.modes import in_mode
@@ -47,6 +48,7 @@ def measure_activation_memory(model: nn.Module, inputs: list[dict], *, precision
         with (
             torch.autograd.graph.saved_tensors_hooks(ledger.save, lambda tensor: tensor),
             torch.autocast(device, dtype=dtype, enabled=dtype is not None),
+            EventStorage(),  # detectron2's own models insist on one
         ):
             losses = model(inputs)
         del losses  # the graph lives until here: freed storages could otherwise count twice under a new address

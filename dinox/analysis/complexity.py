@@ -3,7 +3,8 @@
 The counting rule, the same for every model: one multiply-add is one FLOP (as in the tables of this field's papers),
 counted by fvcore while the model detects on one image. Convolutions, linear layers, matrix products, attention and
 normalisation count; deformable sampling counts 4 multiply-adds for the bilinear value and 1 for the attention weight,
-per sampled channel. Elementwise operations, softmax, interpolation of masks and top-k do not count.
+per sampled channel. Elementwise operations, softmax, interpolation of masks and top-k do not count. The box head of a
+two-stage detector counts for as many regions as the model's weights propose, which are few without training.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class _OnOneImage(nn.Module):
         self.model = model
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        raw = self.model.raw_predictions([{"image": image}])
-        return raw.logits, raw.boxes
+        (found,) = self.model.inference([{"image": image}], do_postprocess=False)
+        return found.scores, found.pred_boxes.tensor
 
 
 def _attention_flops(inputs: list[Any], outputs: list[Any]) -> Counter:

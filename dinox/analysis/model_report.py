@@ -59,7 +59,7 @@ def analyze_model(
         raise ValueError(f"expected --size and --batch-size of at least 1, got {size[0]} {size[1]} and {batch_size}")
     device = _device(cfg)
     model = instantiate(cfg.model).to(device)
-    inputs = synthetic_inputs(size=size, batch_size=batch_size, num_classes=cfg.model.num_classes)
+    inputs = synthetic_inputs(size=size, batch_size=batch_size, num_classes=cfg.model.get("num_classes", 1))
     precision = _precision(cfg)
     parameters = count_parameters_by_part(model, inputs[:1])
     gflops = measure_complexity(model, size=size).gflops

@@ -36,6 +36,24 @@ _CLASS_COUNTS = ("ROI_HEADS.NUM_CLASSES", "RETINANET.NUM_CLASSES")
 """Where the detectors of detectron2 have their number of classes."""
 
 
+_ROI_DENOISING = {"NUM_GROUPS": 10, "CENTER_SHIFT": 0.4, "SCALE": 0.4, "LOSS_WEIGHT": 1.0}  # DN-DETR, section 4.8
+
+
+def add_roi_denoising_config(cfg: CfgNode) -> None:
+    """Add ``MODEL.DINOX.ROI_DENOISING`` to detectron2's config, and change nothing else: for its own R-CNNs.
+
+    Its keys are read by the ROI heads with denoising training (``MODEL.ROI_HEADS.NAME: DenoisingROIHeads`` or
+    ``DenoisingCascadeROIHeads``), which do without them if the paper's values shall stay:
+
+    * ``NUM_GROUPS``: noised copies of each object;
+    * ``CENTER_SHIFT``, ``SCALE``: lambda1 and lambda2 of the box noise;
+    * ``LOSS_WEIGHT``: of a noised box, compared with a proposal.
+    """
+    if "DINOX" not in cfg.MODEL:
+        cfg.MODEL.DINOX = CfgNode()
+    cfg.MODEL.DINOX.ROI_DENOISING = CfgNode(dict(_ROI_DENOISING))
+
+
 def add_dinox_config(cfg: CfgNode) -> None:
     """Add dinox's keys to detectron2's config, and set the defaults that detection transformers are trained with.
 
@@ -43,6 +61,7 @@ def add_dinox_config(cfg: CfgNode) -> None:
 
     * ``MODEL.DINOX.CONFIG``: a name in the model zoo (``dino/dino_r50_4scale_12ep``), or a LazyConfig in yaml;
     * ``MODEL.DINOX.OVERRIDES``: a list of ``key=value``, such as ``model.num_classes=2``;
+    * ``MODEL.DINOX.ROI_DENOISING``: see ``add_roi_denoising_config``, which is enough for R-CNNs;
     * ``SOLVER.BACKBONE_MULTIPLIER``: the backbone's learning rate, as a factor.
 
     The solver's defaults are AdamW's in the papers, for 12 epochs of COCO in steps of 16 images; ``DinoxTrainer``
@@ -51,6 +70,7 @@ def add_dinox_config(cfg: CfgNode) -> None:
     """
     cfg.MODEL.META_ARCHITECTURE = "DetectionTransformer"
     cfg.MODEL.DINOX = CfgNode({"CONFIG": "", "OVERRIDES": []})
+    add_roi_denoising_config(cfg)
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(_PIXEL_MEAN), list(_PIXEL_STD)
     cfg.INPUT.FORMAT = "RGB"
     cfg.INPUT.MIN_SIZE_TRAIN = tuple(range(480, 801, 32))
@@ -101,15 +121,17 @@ def lazy_config(cfg: CfgNode) -> DictConfig:
 
 def _loaded(cfg: CfgNode) -> tuple[DictConfig, str]:
     """The LazyConfig and the file that it is from."""
-    if "DINOX" not in cfg.MODEL:
+    if "CONFIG" not in cfg.MODEL.get("DINOX", {}):
         raise ConfigError(
-            "this config has no MODEL.DINOX: call dinox.add_dinox_config(cfg) after get_cfg(), before merge_from_file"
+            "this config has no MODEL.DINOX.CONFIG: call dinox.add_dinox_config(cfg) after get_cfg(), before "
+            "merge_from_file"
         )
     name = cfg.MODEL.DINOX.CONFIG
     if not name:
         raise ConfigError(
             "MODEL.DINOX.CONFIG is empty: give the name of a config, such as dino/dino_r50_4scale_12ep "
-            "(dinox.model_zoo.list_configs() lists them)"
+            "(dinox.model_zoo.list_configs() lists them). Detectors of detectron2, which MODEL itself describes, are "
+            "for its DefaultTrainer"
         )
     file = find_config(name) or resolve_config(name)
     if file.suffix == ".py" and find_config(name) is None:
@@ -170,6 +192,7 @@ def _check_agreement(cfg: CfgNode, lazy: DictConfig) -> None:
             )
     used = {*_OF_THE_MODEL, *_CLASS_COUNTS}
     ignored = [f"MODEL.{key}" for key in _changed(cfg.MODEL, defaults.MODEL, used)]
+    ignored += _changed(cfg.MODEL.DINOX.ROI_DENOISING, CfgNode(_ROI_DENOISING), (), "MODEL.DINOX.ROI_DENOISING.")
     if ignored:
         _warn_of_ignored(", ".join(ignored))
 

@@ -22,6 +22,7 @@ from dinox.export.program import save_program, trace
 from dinox.export.runners import OnnxRunner, ProgramRunner
 from dinox.export.settings import DEFAULT_OPSET, SAMPLERS, ExportSettings, check_opset
 from dinox.export.wrapper import TensorDetector, copy_for_inference, make_exportable
+from dinox.modeling import DetectionTransformer
 from dinox.utils.whole_files import written_whole
 
 Tell = Callable[[str], None]
@@ -157,6 +158,8 @@ def describe(
     resize: T.AugmentationList | None,
 ) -> FileDescription:
     """What the file will say about itself."""
+    if not isinstance(model, DetectionTransformer):
+        raise ValueError(f"expected a DetectionTransformer to export, got a {type(model).__name__}")
     if len(class_names) != model.num_classes:
         raise ValueError(
             f"class_names: expected {model.num_classes}, one for each class of the model, got {len(class_names)}"

@@ -1,4 +1,4 @@
-"""Layers that encoders, decoders and heads are made of."""
+"""Layers that encoders, decoders and heads are made of, and other pieces that several parts of a model share."""
 
 from dinox.layers.attention import (
     ConditionalCrossAttention,
@@ -6,6 +6,7 @@ from dinox.layers.attention import (
     MemoryAttention,
     QuerySelfAttention,
 )
+from dinox.layers.box_noise import BoxNoiseDraws, CenterShiftAndScale, ContrastiveBoxNoise, draw_box_noise
 from dinox.layers.decoder_layer import DecoderLayer
 from dinox.layers.deformable_attention import DeformableAttention
 from dinox.layers.encoder_layer import EncoderLayer
@@ -22,8 +23,11 @@ from dinox.layers.row_column_attention import RowColumnAttention, RowColumnPosit
 __all__ = [
     "MLP",
     "Activation",
+    "BoxNoiseDraws",
+    "CenterShiftAndScale",
     "ConditionalCrossAttention",
     "ConditionalSelfAttention",
+    "ContrastiveBoxNoise",
     "DecoderLayer",
     "DeformableAttention",
     "EncoderLayer",
@@ -33,6 +37,7 @@ __all__ = [
     "RowColumnAttention",
     "RowColumnPositions",
     "SinePositionEmbedding",
+    "draw_box_noise",
     "make_box_head",
     "make_class_head",
     "move_anchors",

@@ -1,4 +1,4 @@
-"""Parts of detection transformers, and the one meta-architecture that joins them."""
+"""Parts of detection transformers, and the one meta-architecture that joins them; ROI heads for detectron2's own."""
 
 from dinox.modeling.backbone import build_resnet
 from dinox.modeling.criterion import Criterion
@@ -38,11 +38,13 @@ from dinox.modeling.queries import (
     UnknownLabelContent,
     ZeroContent,
 )
+from dinox.modeling.roi_heads import BoxDenoising, DenoisingCascadeROIHeads, DenoisingROIHeads
 
 __all__ = [
     "AnchorBoxes",
     "AnchorPoints",
     "BestClassDetections",
+    "BoxDenoising",
     "CenterShiftAndScale",
     "ChannelMapper",
     "ClassAgnosticSelection",
@@ -52,7 +54,9 @@ __all__ = [
     "DeformableDecoder",
     "DeformableEncoder",
     "Denoising",
+    "DenoisingCascadeROIHeads",
     "DenoisingQueries",
+    "DenoisingROIHeads",
     "DenseDecoder",
     "DenseEncoder",
     "DetectionTransformer",

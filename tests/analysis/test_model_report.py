@@ -3,7 +3,7 @@ from omegaconf import OmegaConf
 
 from dinox.analysis import Repetitions, analyze_model, report_rows
 from dinox.config import load_config
-from tests.small_models import DINO, SMALL
+from tests.small_models import DINO, RCNN, SMALL, SMALL_RCNN
 
 QUICK = Repetitions(warmup=1, fewest=1, most=1)
 
@@ -21,6 +21,14 @@ def test_all_measurements_of_a_config(cfg):
     assert rows[:2] == ["preprocessing", "backbone"] and rows[-2:] == ["backward", "optimizer step"]
     assert len(set(rows)) == len(rows)
     assert {*report.detection.seconds, *report.training.seconds, *report.activations.parts} <= set(rows)
+
+
+def test_detectron2s_own_models_are_measured_as_well():
+    cfg = load_config(RCNN, [*SMALL_RCNN, "train.device=cpu"])
+    report = analyze_model(cfg, size=(64, 96), timing=False)  # SGD is for pretrained weights, or there are NaNs
+    parts = ["backbone", "proposal_generator", "roi_heads"]
+    assert all(report.parameters[part].training_only == 0 for part in parts)
+    assert set(parts) <= report.activations.parts.keys() and set(parts) <= set(report_rows(report))
 
 
 def test_without_timing(cfg):

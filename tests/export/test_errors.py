@@ -52,6 +52,11 @@ def test_a_file_that_is_there_is_not_replaced_unasked(model, tmp_path):
     assert path.read_text() == "old"
 
 
+def test_another_kind_of_model_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="expected a DetectionTransformer to export, got a Linear"):
+        export_onnx(torch.nn.Linear(1, 1), tmp_path / "tiny.onnx", class_names=CLASS_NAMES)
+
+
 @pytest.mark.parametrize("name, got", [("tiny.pth", "'.pth'"), ("tiny", "none")])
 def test_another_ending_is_an_error(model, tmp_path, name, got):
     with pytest.raises(ValueError, match=rf"expected a name that ends in \.onnx, got the ending {got}"):

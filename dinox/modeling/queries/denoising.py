@@ -17,10 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dinox.layers import CenterShiftAndScale, ContrastiveBoxNoise, draw_box_noise
 from dinox.modeling.queries.placement import AnchorBoxes
 from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, Targets, inverse_sigmoid
-from dinox.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from dinox.utils.distributed import max_across_ranks
+from dinox.utils.ranges import check_range
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class DenoisingNoise:
     """The random numbers of one step, one entry per noised object.
 
     flip: (B, C, M) uniform in [0, 1), compared with the flip probability. new_labels: (B, C, M) classes to flip to.
-    sign: (B, C, M, 4) -1 or 1. magnitude: (B, C, M, 4) uniform in [0, 1).
+    sign, magnitude: (B, C, M, 4), those of ``BoxNoiseDraws``.
     """
 
     flip: Tensor
@@ -64,47 +65,6 @@ class LabelEmbedding(nn.Module):
             raise ValueError("there is no embedding of an unknown class: give LabelEmbedding unknown_class=True")
         content = self.table.weight[-1]
         return nn.functional.pad(content, (0, 1)) if self.indicator else content
-
-
-class CenterShiftAndScale:
-    """DN-DETR's box noise (section 4.2): the centre moves by up to ``center_shift`` half sizes, the size changes by up
-    to the share ``scale``. The four cxcywh numbers are clamped to [0, 1]; the box itself may stick out of the image.
-    """
-
-    halves = 1
-
-    def __init__(self, *, center_shift: float = 0.4, scale: float = 0.4):
-        _check_range("center_shift", center_shift, 0, 1)
-        _check_range("scale", scale, 0, 1)
-        self.center_shift, self.scale = center_shift, scale
-
-    def __call__(self, boxes: Tensor, noise: DenoisingNoise) -> Tensor:
-        """boxes: (B, 1, M, 4) normalised cxcywh -> (B, C, M, 4)."""
-        size = boxes[..., 2:]
-        reach = torch.cat([size * 0.5 * self.center_shift, size * self.scale], dim=-1)
-        return (boxes + noise.sign * noise.magnitude * reach).clamp(0, 1)
-
-
-class ContrastiveBoxNoise:
-    """DINO's box noise: every corner coordinate of a positive moves by up to ``lambda1`` half sizes, that of a negative
-    by ``lambda1`` to ``lambda2`` (section 3.3; 1.0 and 2.0 in appendix D.3). Corners are clamped to the image; the
-    corners of a negative may swap, which leaves a degenerate box, as in the authors' code.
-    """
-
-    halves = 2
-
-    def __init__(self, *, lambda1: float = 1.0, lambda2: float = 2.0):
-        if not 0 <= lambda1 <= lambda2:
-            raise ValueError(f"box noise needs 0 <= lambda1 <= lambda2, got lambda1 = {lambda1}, lambda2 = {lambda2}")
-        self.lambda1, self.lambda2 = lambda1, lambda2
-
-    def __call__(self, boxes: Tensor, noise: DenoisingNoise) -> Tensor:
-        """boxes: (B, 1, M, 4) normalised cxcywh -> (B, C, M, 4), positives and negatives alternating along C."""
-        reach = noise.magnitude * self.lambda1
-        reach[:, 1::2] = self.lambda1 + noise.magnitude[:, 1::2] * (self.lambda2 - self.lambda1)
-        half_size = boxes[..., 2:].repeat(1, 1, 1, 2) * 0.5
-        corners = cxcywh_to_xyxy(boxes) + noise.sign * reach * half_size
-        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(0, 1)
 
 
 class FixedGroups:
@@ -154,7 +114,7 @@ class DenoisingQueries(nn.Module):
         placement: nn.Module | None = None,
     ):
         super().__init__()
-        _check_range("flip_probability", flip_probability, 0, 1)
+        check_range("flip_probability", flip_probability, 0, 1)
         self.num_classes = num_classes
         self.label_embedding = label_embedding
         self.box_noise = box_noise
@@ -195,8 +155,7 @@ class DenoisingQueries(nn.Module):
         return DenoisingNoise(
             flip=torch.rand(shape, **draw),
             new_labels=torch.randint(self.num_classes, shape, **draw),
-            sign=torch.randint(2, (*shape, 4), **draw) * 2.0 - 1.0,
-            magnitude=torch.rand((*shape, 4), **draw),
+            **vars(draw_box_noise(shape, **draw)),
         )
 
     def _fill_slots(self, targets: Targets, slots: int, generator: torch.Generator | None) -> Tensor:
@@ -257,8 +216,3 @@ def label_embedding_of(maker: nn.Module, context: QueryContext) -> Callable[[Ten
             f"{type(maker).__name__} needs a label embedding: give it one, or set model.query_groups.label_embedding"
         )
     return context.label_embedding if own is None else own
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
