@@ -1,5 +1,4 @@
-"""DAB-DETR with a deformable encoder only, ResNet-50, 3 patterns, 50 epochs: "DAB-Deformable-DETR" of DN-DETR's tables.
-"""
+"""DAB-DETR with a deformable encoder only, ResNet-50, 3 patterns, 50 epochs: "DAB-Deformable-DETR" in the tables."""
 
 from ....configs.common.backbones.resnet_4scale import backbone as _backbone
 from ....configs.common.data.coco_detr import dataloader
