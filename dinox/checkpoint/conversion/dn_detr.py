@@ -106,8 +106,5 @@ def deformable_decoder_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
 
 def _backbone(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
     """Neck included: one convolution without a norm, or one with a norm for every level."""
-    return (
-        *torchvision_resnet("backbone.0.body."),
-        Rename("input_proj.{affine}", "backbone.convs.0.conv.{affine}"),
-        *dino.neck(weights),
-    )
+    single_level = Rename("input_proj.{affine}", "backbone.convs.0.conv.{affine}")
+    return (*torchvision_resnet("backbone.0.body."), *(dino.neck(weights) or [single_level]))

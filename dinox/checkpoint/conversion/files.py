@@ -213,7 +213,7 @@ def _fit(model: nn.Module, conversion: Conversion, path: str, *, partial: bool) 
     weights = fit_counters(model, conversion.weights)
     comparison = compare_weights(model, weights, backbone_only=_is_backbone(conversion))
     if not comparison.is_exact and not partial:
-        raise CheckpointError(f"checkpoint {path}: {_explain(comparison, conversion)}")
+        raise CheckpointError(f"checkpoint {path}: {_explain(comparison, model)}")
     if not comparison.used:
         raise CheckpointError(f"checkpoint {path}: {comparison.summary()}. There is nothing to write")
     used = {name: weights[name] for name in comparison.used}
@@ -300,16 +300,17 @@ def _class_names(cfg: DictConfig, conversion: Conversion) -> list[str] | None:
     return list(classes) if classes and len(classes) == cfg.model.get("num_classes") else None
 
 
-def _explain(comparison: Comparison, conversion: Conversion) -> str:
+def _explain(comparison: Comparison, model: nn.Module) -> str:
     examples = []
     for title, names in (("missing", comparison.missing), ("not in the model", comparison.unused)):
         if names:
             examples.append(f"{title}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}")
     for name, (in_file, in_model) in list(comparison.mismatched.items())[:_SHOWN]:
         examples.append(f"{name}: {in_file} in the file, {in_model} in the model")
-    heads = {name for name in comparison.mismatched if "class" in name or "label" in name}
-    if heads and heads == set(comparison.mismatched):
-        number = len(conversion.weights[min(heads)])
+    heads = [name for name in comparison.mismatched if "class_head" in name]
+    if heads and all("class_head" in name or "label" in name for name in comparison.mismatched):
+        (in_file, *_), (in_model, *_) = comparison.mismatched[heads[0]]
+        number = model.num_classes + in_file - in_model  # a row for "no object" is no class
         cure = (
             f"the file is for {number} classes: convert it with model.num_classes={number}, and fine-tune from the "
             "result, whose heads are then made anew"
