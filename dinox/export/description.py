@@ -29,9 +29,9 @@ class FileDescription:
     preprocessing: "inside": the file takes 0..255 in ``input_dtype``; "outside": float32, from which ``pixel_mean`` was
     subtracted and which was divided by ``pixel_std``. postprocessing: "inside": the file gives ``boxes`` (B, M, 4),
     xyxy in pixels of its input, ``scores`` and ``classes`` (B, M), best first; "outside": ``logits`` (B, N, K) and
-    ``boxes`` (B, N, 4), cxcywh as shares of the image, of which ``num_detections`` are the detections. ranking: "pairs":
-    the best pairs of query and class, by the sigmoid of their logit; "queries": the best queries, each with its most
-    likely class, by a softmax in which the last logit is "no object".
+    ``boxes`` (B, N, 4), cxcywh as shares of the image; ``num_detections`` of them are detections. ranking: "pairs": the
+    best pairs of query and class, by the sigmoid of their logit; "queries": the best queries, each with its most likely
+    class, by a softmax in which the last logit is "no object".
     sampler: the operators of deformable attention, "grid" or "gather". short_edge, max_size: what images are resized
     to; None: unknown. size, batch: what the file is fixed to; None: free. strides: of the feature levels. least_cells:
     how many cells an image has on all levels together, at least, unless the size is fixed: the number of proposals.
