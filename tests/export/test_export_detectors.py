@@ -8,7 +8,7 @@ import pytest
 
 from dinox.export import ExportSettings, OnnxDetector, export_onnx
 
-from .tiny import CLASS_NAMES, RESIZE, TWO_LEVELS, assert_same_detections, build_tiny, make_images
+from .tiny import CLASS_NAMES, ONE_LEVEL, RESIZE, assert_same_detections, build_tiny, make_images
 
 pytestmark = pytest.mark.slow  # about 8 seconds for each file
 
@@ -19,11 +19,11 @@ ROUNDING = 1e-4
 @pytest.mark.parametrize(
     ("config", "levels", "postprocessing"),
     [
-        ("detr/detr_r50_300ep", (), "outside"),
-        ("conditional_detr/conditional_detr_r50_50ep", (), "inside"),
-        ("dn_detr/dn_deformable_encoder_detr_r50_50ep", TWO_LEVELS, "outside"),
-        ("deformable_detr/deformable_detr_r50_50ep", TWO_LEVELS, "outside"),
-        ("deformable_detr/deformable_detr_r50_two_stage_50ep", TWO_LEVELS, "inside"),
+        ("detr/detr_r50_300ep", [ONE_LEVEL], "outside"),
+        ("conditional_detr/conditional_detr_r50_50ep", [ONE_LEVEL], "inside"),
+        ("dn_detr/dn_deformable_encoder_detr_r50_50ep", [], "outside"),
+        ("deformable_detr/deformable_detr_r50_50ep", [], "outside"),
+        ("deformable_detr/deformable_detr_r50_two_stage_50ep", [], "inside"),
     ],
     ids=[
         "dense, a class for a query",
@@ -34,7 +34,7 @@ ROUNDING = 1e-4
     ],
 )
 def test_files_detect_what_the_model_detects(tmp_path, config, levels, postprocessing):
-    model = build_tiny(config=config, levels=levels)
+    model = build_tiny(*levels, config=config)
     settings = ExportSettings(size=(64, 96), batch=2, postprocessing=postprocessing)
     report = export_onnx(model, tmp_path / "tiny.onnx", class_names=CLASS_NAMES, settings=settings)
     assert max(row.worst for row in report.comparisons) < ROUNDING
@@ -48,7 +48,7 @@ def test_files_detect_what_the_model_detects(tmp_path, config, levels, postproce
 
 def test_a_file_of_anchor_detr_takes_images_of_any_sizes(tmp_path):
     """Its attention goes along the longer axis first, which has to be the same whatever is longer."""
-    model = build_tiny(config="anchor_detr/anchor_detr_r50_50ep", levels=())
+    model = build_tiny(ONE_LEVEL, config="anchor_detr/anchor_detr_r50_50ep")
     settings = ExportSettings(postprocessing="inside")
     report = export_onnx(model, tmp_path / "tiny.onnx", class_names=CLASS_NAMES, resize=RESIZE, settings=settings)
     assert len(report.comparisons) == 6 and max(row.worst for row in report.comparisons) < ROUNDING

@@ -13,7 +13,7 @@ from dinox.export.runners import count_outputs
 from dinox.export.wrapper import Rankings, count_moved, rank_by_rank
 from dinox.modeling import BestClassDetections
 
-from .tiny import CLASS_NAMES, RESIZE, assert_same_detections, build_tiny, make_images
+from .tiny import CLASS_NAMES, ONE_LEVEL, RESIZE, assert_same_detections, build_tiny, make_images
 
 CASE = Case(2, 64, 96)
 
@@ -110,7 +110,7 @@ def test_proposals_of_equal_scores_may_change_places(model):
 
 @pytest.fixture(scope="module")
 def detr():
-    return build_tiny(config=DETR, levels=())
+    return build_tiny(ONE_LEVEL, config=DETR)
 
 
 DETR = "detr/detr_r50_300ep"
@@ -136,7 +136,7 @@ def test_detr_ranks_queries_and_classes_of_each():
 
 
 def test_a_post_processing_of_ones_own_cannot_be_exported():
-    other = build_tiny(config=DETR, levels=())
+    other = build_tiny(ONE_LEVEL, config=DETR)
     other.postprocess = torch.nn.Identity()
     with pytest.raises(ValueError, match="expected TopKDetections or BestClassDetections, got Identity"):
         describe(other, ExportSettings(), class_names=CLASS_NAMES, resize=RESIZE)

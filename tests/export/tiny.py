@@ -1,29 +1,29 @@
 """The smallest DINO that has all parts: what torch.export traces in seconds."""
 
-from collections.abc import Sequence
-
 import detectron2.data.transforms as T
 import torch
 
 from ..small_models import DINO, build_small, randomise_heads
 
-TWO_LEVELS = ["model.backbone.num_levels=2"]
 TINY = [
     "model.backbone.bottom_up.out_features=[res3]",
+    "model.backbone.num_levels=2",
     "model.encoder.num_layers=1",
     "model.decoder.num_layers=2",
     "model.num_classes=5",
     "model.postprocess.num_detections=30",
 ]
-"""Overrides after those of small_models.SMALL; detectors that are not of a single level take TWO_LEVELS as well."""
+"""Overrides after those of small_models.SMALL."""
+ONE_LEVEL = "model.backbone.num_levels=1"
+"""After those, for detectors that take no more."""
 
 CLASS_NAMES = ("cat", "dog", "bird", "fish", "cow")
 RESIZE = T.AugmentationList([T.ResizeShortestEdge((64,), 96, sample_style="choice")])
 
 
-def build_tiny(*overrides: str, config: str = DINO, levels: Sequence[str] = TWO_LEVELS) -> torch.nn.Module:
+def build_tiny(*overrides: str, config: str = DINO) -> torch.nn.Module:
     """In evaluation mode, with weights that leave no part switched off."""
-    model = randomise_heads(build_small(config, *TINY, *levels, *overrides)).eval()
+    model = randomise_heads(build_small(config, *TINY, *overrides)).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if not parameter.any():
