@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import detectron2.data.transforms as T
 
 from dinox.structures.memory import Size
 
 Place = Literal["inside", "outside"]
+Ranking = Literal["pairs", "queries"]
 ENTRY = "dinox"
 """The name of the description in ONNX's metadata_props; ``ENTRY.json`` among the extra files of a .pt2."""
 
@@ -28,8 +29,9 @@ class FileDescription:
     preprocessing: "inside": the file takes 0..255 in ``input_dtype``; "outside": float32, from which ``pixel_mean`` was
     subtracted and which was divided by ``pixel_std``. postprocessing: "inside": the file gives ``boxes`` (B, M, 4),
     xyxy in pixels of its input, ``scores`` and ``classes`` (B, M), best first; "outside": ``logits`` (B, N, K) and
-    ``boxes`` (B, N, 4), cxcywh as shares of the image, and ``num_detections`` best pairs of query and class are the
-    detections.
+    ``boxes`` (B, N, 4), cxcywh as shares of the image; ``num_detections`` of them are detections. ranking: "pairs": the
+    best pairs of query and class, by the sigmoid of their logit; "queries": the best queries, each with its most likely
+    class, by a softmax in which the last logit is "no object".
     sampler: the operators of deformable attention, "grid" or "gather". short_edge, max_size: what images are resized
     to; None: unknown. size, batch: what the file is fixed to; None: free. strides: of the feature levels. least_cells:
     how many cells an image has on all levels together, at least, unless the size is fixed: the number of proposals.
@@ -51,6 +53,7 @@ class FileDescription:
     strides: tuple[int, ...]
     least_cells: int
     num_detections: int
+    ranking: Ranking = "pairs"  # of files that were written before there were others
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -60,7 +63,10 @@ class FileDescription:
         """Raises ValueError if this is not what ``to_json`` of this version of dinox writes."""
         try:
             values: dict[str, Any] = json.loads(text)
-            return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            read = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            if read.ranking not in get_args(Ranking):
+                raise ValueError(f"its ranking is {read.ranking!r}")
+            return read
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: its description cannot be read ({error}): it was written by another version of dinox. Export "

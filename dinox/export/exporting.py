@@ -18,6 +18,7 @@ from dinox.export.description import FileDescription
 from dinox.export.extras import require_extras
 from dinox.export.onnx_file import EXTRAS, PURPOSE, save_onnx
 from dinox.export.parity import TOLERANCE, Case, Comparison, check_cases, compare_all, default_cases
+from dinox.export.postprocess import ranking_of
 from dinox.export.program import save_program, trace
 from dinox.export.runners import OnnxRunner, ProgramRunner
 from dinox.export.settings import DEFAULT_OPSET, SAMPLERS, ExportSettings, check_opset
@@ -164,6 +165,7 @@ def describe(
         raise ValueError(
             f"class_names: expected {model.num_classes}, one for each class of the model, got {len(class_names)}"
         )
+    ranking = ranking_of(model)
     inside = settings.preprocessing == "inside"
     by_edge = [each for each in (resize.augs if resize else ()) if isinstance(each, T.ResizeShortestEdge)]
     return FileDescription(
@@ -183,6 +185,7 @@ def describe(
         strides=tuple(shape.stride for shape in model.backbone.output_shape().values()),
         least_cells=0 if model.query_selection is None else model.query_selection.num_proposals,
         num_detections=model.postprocess.num_detections,
+        ranking=ranking,
     )
 
 

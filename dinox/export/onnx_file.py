@@ -62,6 +62,8 @@ def _simplify(model: Any) -> None:
     optimizer = import_extra("onnxscript.optimizer", purpose=PURPOSE)
     passes = import_extra("onnx_ir.passes.common", purpose=PURPOSE)
     optimizer.fold_constants(model)
+    passes.ShapeInferencePass()(model)  # types, too
+    _skip_idle_casts(model)
     for simplification in (
         passes.RemoveUnusedNodesPass(),
         passes.CommonSubexpressionEliminationPass(),
@@ -71,6 +73,16 @@ def _simplify(model: Any) -> None:
         passes.RemoveUnusedOpsetsPass(),
     ):
         simplification(model)
+
+
+def _skip_idle_casts(model: Any) -> None:
+    """Leave out casts to the type that a value has: torch's attention has one, which onnxruntime warns about."""
+    convenience = import_extra("onnx_ir.convenience", purpose=PURPOSE)
+    for node in model.graph:
+        if node.op_type == "CastLike":
+            value, like = node.inputs
+            if value.dtype is not None and value.dtype == like.dtype:
+                convenience.replace_all_uses_with(node.outputs[0], value)
 
 
 def _tidy(model: Any, description: FileDescription) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinox.export.description import FileDescription
+from dinox.export.postprocess import pairs_of, ranking_of
 from dinox.export.runners import Runner, count_outputs
 from dinox.export.wrapper import Rankings, TensorDetector, count_moved, rank_by_rank
 from dinox.structures.boxes import image_size_as_box
@@ -129,7 +130,7 @@ def compare(detector: TensorDetector, runner: Runner, case: Case, images: Tensor
     outputs = runner(images)
     file_seconds = time.perf_counter() - start
     num_outputs = count_outputs(runner.description)
-    outputs, rankings = outputs[:num_outputs], _name_rankings(detector, outputs[num_outputs:])
+    outputs, rankings = outputs[:num_outputs], _name_rankings(detector, outputs[num_outputs:], outputs[num_outputs - 1])
 
     start = time.perf_counter()
     memory = detector.encode(images)
@@ -156,13 +157,17 @@ def _as_input(images: Tensor, detector: TensorDetector, description: FileDescrip
     return (images - detector.model.pixel_mean) / detector.model.pixel_std
 
 
-def _name_rankings(detector: TensorDetector, found: Sequence[Tensor]) -> Rankings:
-    """The file's rankings stand in the order in which they are made."""
+def _name_rankings(detector: TensorDetector, found: Sequence[Tensor], last_output: Tensor) -> Rankings:
+    """The file's rankings stand in the order in which they are made. last_output: classes where there are pairs."""
     names = ["tokens"] if detector.model.query_selection is not None else []
     names += ["pairs"] if detector.postprocessing == "inside" else []
     if len(found) != len(names):
         raise RuntimeError(f"the file makes {len(found)} rankings, but the model is known to make {names}")
-    return Rankings(**dict(zip(names, found)))
+    rankings = dict(zip(names, found))
+    if "pairs" in rankings:
+        ranked, model = rankings["pairs"], detector.model
+        rankings["pairs"] = pairs_of(ranking_of(model), ranked, last_output, model.num_classes)
+    return Rankings(**rankings)
 
 
 def _scores_and_rankings(
@@ -172,7 +177,8 @@ def _scores_and_rankings(
         yield detector.model.query_selection.token_scores(memory), rankings.tokens
     if rankings.pairs is not None:
         logits, _ = detector.predict(memory, rankings)
-        yield logits.sigmoid().flatten(1), rankings.pairs
+        postprocess = detector.model.postprocess
+        yield from postprocess.choices(postprocess.scores(logits), rankings.pairs)
 
 
 def _differences(

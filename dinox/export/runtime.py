@@ -13,8 +13,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from dinox.export.description import FileDescription
+from dinox.export.postprocess import POSTPROCESSES
 from dinox.export.runners import OnnxRunner, ProgramRunner, Runner
-from dinox.modeling import TopKDetections
 from dinox.structures import RawPredictions
 from dinox.structures.memory import Size
 
@@ -89,7 +89,7 @@ class ExportedDetector:
         outputs = [output[:count] for output in self._runner(self._as_input(images))]
         if self.description.postprocessing == "outside":
             logits, boxes = outputs
-            postprocess = TopKDetections(num_detections=self.description.num_detections)
+            postprocess = POSTPROCESSES[self.description.ranking](num_detections=self.description.num_detections)
             return postprocess(RawPredictions(logits[None], boxes[None]), [size] * count)
         return [
             Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)

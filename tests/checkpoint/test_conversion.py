@@ -7,19 +7,47 @@ from detectron2.config import instantiate
 from dinox.checkpoint import convert
 from dinox.checkpoint.conversion import guess_source
 from dinox.checkpoint.conversion.dino import COCO_IDS
+from dinox.checkpoint.conversion.formats import FORMATS
+from dinox.checkpoint.conversion.rules import to_theirs
 from dinox.config import load_config
 
 from ..parity.golden import fill, load_json
 from ..small_models import build_small
 
-DETREX = ["detrex_dino_r50_4scale_12ep", "detrex_dino_r50_5scale_12ep"]
-OFFICIAL = ["ideadino_dino_r50_4scale", "ideadino_dino_r50_5scale"]
+DETREX = {
+    "detrex_dino_r50_4scale_12ep": "dino/dino_r50_4scale_12ep",
+    "detrex_dino_r50_5scale_12ep": "dino/dino_r50_5scale_12ep",
+    "detrex_detr_r50_300ep": "detr/detr_r50_300ep",
+    "detrex_conditional_detr_r50_50ep": "conditional_detr/conditional_detr_r50_50ep",
+    "detrex_anchor_detr_r50_50ep": "anchor_detr/anchor_detr_r50_50ep",
+    "detrex_dab_detr_r50_50ep": "dab_detr/dab_detr_r50_50ep",
+    "detrex_dn_detr_r50_50ep": "dn_detr/dn_detr_r50_50ep",
+    "detrex_deformable_detr_r50_50ep": "deformable_detr/deformable_detr_r50_50ep",
+    "detrex_deformable_detr_r50_two_stage_50ep": "deformable_detr/deformable_detr_r50_two_stage_50ep",
+    "detrex_dab_deformable_detr_r50_50ep": "dab_detr/dab_deformable_detr_r50_50ep",
+    "detrex_dn_deformable_detr_r50_50ep": "dn_detr/dn_deformable_detr_r50_50ep",
+}
+"""Recorded names of a checkpoint -> the config that it fills."""
+
+DINO = {
+    "ideadino_dino_r50_4scale": "dino/dino_r50_4scale_12ep",
+    "ideadino_dino_r50_5scale": "dino/dino_r50_5scale_12ep",
+}
+DN_DETR = {
+    "ideadn_dn_dab_detr_r50": "dn_detr/dn_detr_r50_50ep",
+    "ideadn_dn_dab_deformable_detr_r50_transformer_activation_relu": "dn_detr/dn_deformable_detr_r50_50ep",
+    "ideadn_dn_dab_deformable_detr_deformable_encoder_only_r50": "dn_detr/dn_deformable_encoder_detr_r50_50ep",
+}
+CLASS_WEIGHTS = "criterion.empty_weight"
+"""The one tensor of a checkpoint that has no counterpart: it is made anew."""
 
 
 def published(keys, make=lambda key, shape: torch.empty(shape, device="meta")):
     """A published checkpoint's state dict; tensors that share their memory there are one here."""
     recorded = load_json("keys", keys)
     weights = {key: make(key, shape) for key, shape in recorded["entries"].items()}
+    if CLASS_WEIGHTS in weights:
+        weights[CLASS_WEIGHTS] = torch.tensor([1.0] * 80 + [0.1])
     for alias, key in recorded["shared_storage_alias_of"].items():
         weights[alias] = weights[key]
     return weights
@@ -34,16 +62,18 @@ def model_shapes(config, *overrides):
         return shapes(instantiate(load_config(config, overrides).model).state_dict())
 
 
-@pytest.mark.parametrize("keys", DETREX)
-def test_published_detrex_checkpoints_fill_the_model_exactly(keys):
-    ours = model_shapes(f"dino/{keys.removeprefix('detrex_')}", "model.heads.shared=False")
-    assert shapes(convert(published(keys), source="detrex")) == ours
+@pytest.mark.parametrize(("keys", "config"), DETREX.items())
+def test_published_detrex_checkpoints_fill_the_model_exactly(keys, config):
+    separate = ["model.heads.shared=False"] if config.startswith("dino/") else []  # the others are as their configs say
+    assert shapes(convert(published(keys), source="detrex")) == model_shapes(config, *separate)
 
 
-@pytest.mark.parametrize("keys", OFFICIAL)
-def test_published_official_checkpoints_fill_the_model_exactly(keys):
-    ours = model_shapes(f"dino/{keys.removeprefix('ideadino_')}_12ep".replace("dino_dino", "dino"))
-    assert shapes(convert(published(keys), source="dino")) == ours
+@pytest.mark.parametrize(
+    ("keys", "config", "source"),
+    [*((*pair, "dino") for pair in DINO.items()), *((*pair, "dn-detr") for pair in DN_DETR.items())],
+)
+def test_published_official_checkpoints_fill_the_model_exactly(keys, config, source):
+    assert shapes(convert(published(keys), source=source)) == model_shapes(config)
 
 
 @pytest.mark.parametrize("keys", DETREX)
@@ -54,6 +84,15 @@ def test_to_dinox_and_back_gives_detrex_every_tensor_under_every_name(keys):
     assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
     for alias, key in load_json("keys", keys)["shared_storage_alias_of"].items():
         assert back[alias] is back[key]
+
+
+@pytest.mark.parametrize("config", sorted(set(DETREX.values())))
+def test_what_detrex_can_hold_has_one_format_there(config):
+    with torch.device("meta"):
+        weights = instantiate(load_config(config).model).state_dict()
+    written = [entry for entry in FORMATS if entry.write]
+    unknown = [len(to_theirs(entry.write(weights), entry.table(entry.write(weights))).unknown) for entry in written]
+    assert unknown.count(0) == 1
 
 
 def test_shared_heads_become_one_head_for_each_layer_of_detrex():
@@ -72,9 +111,10 @@ def test_detrex_cannot_be_given_what_it_has_no_name_for():
         convert(model.state_dict(), "dinox", "detrex")
 
 
-def test_the_official_format_is_not_written():
-    with pytest.raises(ValueError, match="cannot write the format 'dino', only dinox, detrex"):
-        convert({}, "dinox", "dino")
+@pytest.mark.parametrize("name", ["dino", "dn-detr"])
+def test_official_formats_are_not_written(name):
+    with pytest.raises(ValueError, match=f"cannot write the format '{name}', only dinox, detrex"):
+        convert({}, "dinox", name)
 
 
 # ----------------------------------------------------------------------------------------------------- official DINO
@@ -129,7 +169,7 @@ def test_a_category_id_without_a_row_is_an_error():
 
 
 def test_category_ids_are_for_rows_that_are_ids():
-    with pytest.raises(ValueError, match="of dino; the classes of detrex are numbered"):
+    with pytest.raises(ValueError, match="of dino, dn-detr; the classes of detrex are numbered"):
         convert({"label_enc.weight": torch.zeros(3, 4)}, "detrex", category_ids=[1])
 
 
@@ -155,6 +195,7 @@ def test_norms_of_the_authors_decoder_follow_the_other_attention():
         ("detrex", "transformer.level_embed", "transformer.level_embeds"),
         ("dino", "transformer.level_embeds", "transformer.level_embed"),
         ("dino", "transformer.decoder.layers.5.self_attn.in_proj_wight", "layers.5.self_attn.in_proj_weight"),
+        ("dn-detr", "transformer.decoder.layers.5.ca_qpos_sine_proj.wieght", "layers.5.ca_qpos_sine_proj.weight"),
         ("torchvision", "layer2.1.conv2.wieght", "layer2.1.conv2.weight"),
     ],
 )
@@ -169,16 +210,18 @@ def test_a_second_name_of_another_tensor_is_an_error():
         convert(weights, "detrex")
 
 
-def test_an_unknown_source_is_an_error_with_a_suggestion():
-    with pytest.raises(ValueError, match=r"unknown checkpoint source 'detrx'.*Did you mean 'detrex'"):
-        convert({}, source="detrx")
+@pytest.mark.parametrize(("name", "meant"), [("detrx", "detrex"), ("dndetr", "dn-detr"), ("dn_detr", "dn-detr")])
+def test_an_unknown_source_is_an_error_with_a_suggestion(name, meant):
+    with pytest.raises(ValueError, match=rf"unknown checkpoint source '{name}'.*Did you mean '{meant}'"):
+        convert({}, source=name)
 
 
 # -------------------------------------------------------------------------------------------------------------- guess
 
 
 @pytest.mark.parametrize(
-    ("keys", "source"), [*((keys, "detrex") for keys in DETREX), *((keys, "dino") for keys in OFFICIAL)]
+    ("keys", "source"),
+    [(keys, source) for source, lists in (("detrex", DETREX), ("dino", DINO), ("dn-detr", DN_DETR)) for keys in lists],
 )
 def test_the_source_shows_in_the_names(keys, source):
     assert guess_source(published(keys)) == source

@@ -1,16 +1,19 @@
 """The comparison finds what differs, and forgives nothing but the order of scores that are as good as equal."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
-from dinox.export import ExportSettings, TensorDetector
+from dinox.export import ExportedDetector, ExportSettings, FileDescription, TensorDetector
 from dinox.export.exporting import describe
 from dinox.export.parity import TOLERANCE, Case, compare, default_cases, varied_images
+from dinox.export.runners import count_outputs
 from dinox.export.wrapper import Rankings, count_moved, rank_by_rank
+from dinox.modeling import BestClassDetections
 
-from .tiny import CLASS_NAMES, RESIZE, build_tiny
+from .tiny import CLASS_NAMES, ONE_LEVEL, RESIZE, assert_same_detections, build_tiny, make_images
 
 CASE = Case(2, 64, 96)
 
@@ -32,15 +35,26 @@ class FakeFile:
     def __call__(self, images):
         model = self.detector.model
         memory = self.detector.encode(images)
-        tokens = model.query_selection.token_scores(memory).topk(model.num_queries, dim=1).indices
+        selection = model.query_selection
+        tokens = None if selection is None else selection.token_scores(memory).topk(model.num_queries, dim=1).indices
         rankings = self.change_rankings(Rankings(tokens))
-        pairs = None
+        pairs = ranked = None
         if self.detector.postprocessing == "inside":
             logits, _ = self.detector.predict(memory, rankings)
-            pairs = logits.sigmoid().flatten(1).topk(30, dim=1).indices
+            pairs = ranked = model.postprocess.best_pairs(model.postprocess.scores(logits))
+            if self.description.ranking == "queries":  # then these are what a file's top-k takes
+                ranked = pairs // model.num_classes
         rankings = dataclasses.replace(rankings, pairs=pairs)
         outputs = self.change_outputs(self.detector.detect(memory, images, rankings))
-        return (*outputs, *(ranking for ranking in (rankings.tokens, rankings.pairs) if ranking is not None))
+        return (*outputs, *(ranking for ranking in (rankings.tokens, ranked) if ranking is not None))
+
+
+class WithoutRankings(FakeFile):
+    """As files are run when nothing is compared."""
+
+    @torch.no_grad()
+    def __call__(self, images):
+        return super().__call__(images)[: count_outputs(self.description)]
 
 
 def compared(model, **changes):
@@ -89,6 +103,66 @@ def test_proposals_of_equal_scores_may_change_places(model):
         parameter.data.zero_()  # every token has the same score
     result = compared(tied, change_rankings=lambda r: Rankings(r.tokens.flip(1)))
     assert result.moved > 0 and result.worst == 0
+
+
+# ------------------------------------------------------------------------------------------------ one class for a query
+
+
+@pytest.fixture(scope="module")
+def detr():
+    return build_tiny(ONE_LEVEL, config=DETR)
+
+
+DETR = "detr/detr_r50_300ep"
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_the_same_computation_of_detr_has_no_difference(detr, place):
+    assert compared(detr, place=place).worst == 0
+
+
+@pytest.mark.parametrize("shift", [1, 5, -100])
+def test_another_class_of_detr_is_found_in_range_or_not(detr, shift):
+    result = compared(detr, place="inside", change_outputs=lambda o: (o[0], o[1], o[2] + shift))
+    assert result.worst > TOLERANCE
+
+
+def test_detr_ranks_queries_and_classes_of_each():
+    postprocess = BestClassDetections(num_detections=2)
+    scores = torch.tensor([[[0.1, 0.7], [0.2, 0.1], [0.5, 0.4]]])  # three queries of two classes
+    (best, queries), (classes, chosen) = postprocess.choices(scores, postprocess.best_pairs(scores))
+    assert torch.equal(best, torch.tensor([[0.7, 0.2, 0.5]])) and queries.tolist() == [[0, 2]]
+    assert torch.equal(classes, torch.tensor([[0.1, 0.7], [0.5, 0.4]])) and chosen.tolist() == [[1], [0]]
+
+
+def test_a_post_processing_of_ones_own_cannot_be_exported():
+    other = build_tiny(ONE_LEVEL, config=DETR)
+    other.postprocess = torch.nn.Identity()
+    with pytest.raises(ValueError, match="expected TopKDetections or BestClassDetections, got Identity"):
+        describe(other, ExportSettings(), class_names=CLASS_NAMES, resize=RESIZE)
+
+
+def test_what_a_file_ranks_is_said_in_it_and_was_pairs_before(model, detr):
+    described, of_detr = (
+        describe(each, ExportSettings(), class_names=CLASS_NAMES, resize=RESIZE) for each in (model, detr)
+    )
+    assert (described.ranking, of_detr.ranking) == ("pairs", "queries")
+    assert FileDescription.from_json(of_detr.to_json(), path="") == of_detr
+    old = json.loads(described.to_json())
+    del old["ranking"]
+    assert FileDescription.from_json(json.dumps(old), path="") == described
+    with pytest.raises(ValueError, match=r"new\.onnx: .*its ranking is 'votes'.*another version of dinox"):
+        FileDescription.from_json(json.dumps(old | {"ranking": "votes"}), path="new.onnx")
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+def test_a_file_of_detr_gives_the_detections_of_the_model(detr, place):
+    inputs = make_images((64, 96), (97, 51))
+    file = ExportedDetector(WithoutRankings(detr, place=place), "detr.onnx")
+    assert_same_detections(file(inputs), detr(inputs))
+
+
+# -------------------------------------------------------------------------------------------------------------- ranks
 
 
 def test_rank_by_rank():

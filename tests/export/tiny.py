@@ -14,6 +14,8 @@ TINY = [
     "model.postprocess.num_detections=30",
 ]
 """Overrides after those of small_models.SMALL."""
+ONE_LEVEL = "model.backbone.num_levels=1"
+"""After those, for detectors that take no more."""
 
 CLASS_NAMES = ("cat", "dog", "bird", "fish", "cow")
 RESIZE = T.AugmentationList([T.ResizeShortestEdge((64,), 96, sample_style="choice")])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dinox.checkpoint.conversion.formats import FORMATS, OURS, SOURCES, TARGETS, Format
+from dinox.checkpoint.conversion.formats import FORMATS, OURS, SOURCES, TARGETS, Format, Settings
 from dinox.checkpoint.conversion.parts import pick_class_rows
 from dinox.checkpoint.conversion.rules import Translation, count_unknown, nearest_name, to_ours, to_theirs
 from dinox.utils.suggest import did_you_mean
@@ -24,6 +24,7 @@ class Conversion:
 
     origin: whose they were; None: ours. skipped: their name -> why it is not needed. class_rows: which of their rows
     are our classes, in order; None: all. reshaped: our name -> shape before and after these rows were picked.
+    settings: config key -> what their model computes with.
     """
 
     weights: dict[str, Tensor]
@@ -31,6 +32,7 @@ class Conversion:
     skipped: Mapping[str, str]
     class_rows: Sequence[int] | None
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    settings: Settings
 
 
 def convert(
@@ -46,12 +48,13 @@ def convert(
 
     Args:
         state_dict: the weights (of a ``{"model": ...}`` file: that entry).
-        source: whose they are: "detrex" (its DINO; heads separate by layer, load into a model with
-            ``heads.shared=False``), "dino" (that of its authors, IDEA-Research), "dinox", or for ResNets "torchvision",
-            "timm" and "detectron2" (Caffe2's names are taken too).
+        source: whose they are: "detrex" (its DETR, Conditional DETR, Anchor DETR, DAB-DETR, DN-DETR, Deformable DETR,
+            DAB- and DN-Deformable-DETR and DINO; where heads are separate by layer, load into a model with
+            ``heads.shared=False``), "dino" and "dn-detr" (those of their authors, IDEA-Research), "dinox", or for
+            ResNets "torchvision", "timm" and "detectron2" (Caffe2's names are taken too).
         target: "dinox", or "detrex".
-        category_ids: for "dino", whose class rows are category ids: the ids of the classes, in the order of the new
-            classes. By default the 80 of COCO if there are 91 rows, else every row is a class.
+        category_ids: for "dino" and "dn-detr", whose class rows are category ids: the ids of the classes, in the order
+            of the new classes. By default the 80 of COCO if there are 91 rows, else every row is a class.
 
     Settings that differ between implementations and that weights do not show, such as the temperature of the
     position embedding, are those of ``FORMATS``; ``convert_file`` sets them.
@@ -73,10 +76,10 @@ def read(state_dict: Mapping[str, Tensor], source: str, *, category_ids: Sequenc
         )
     entry = None if source == OURS else _best_format(state_dict, source)
     if category_ids is not None and not (entry and entry.class_rows):
-        takers = _listed([entry.source for entry in FORMATS if entry.class_rows])
+        takers = _listed(list(dict.fromkeys(entry.source for entry in FORMATS if entry.class_rows)))
         raise ValueError(f"category ids say which class rows to keep of {takers}; the classes of {source} are numbered")
     if entry is None:
-        return Conversion(dict(state_dict), None, {}, None, {})
+        return Conversion(dict(state_dict), None, {}, None, {}, {})
     prepared = entry.prepare(state_dict)
     table = entry.table(prepared)
     translation = to_ours(prepared, table)
@@ -88,20 +91,21 @@ def read(state_dict: Mapping[str, Tensor], source: str, *, category_ids: Sequenc
         )
     weights = entry.finish(translation.weights)
     rows = None if entry.class_rows is None else entry.class_rows(weights, category_ids)
-    picked = weights if rows is None else pick_class_rows(weights, rows)
-    return Conversion(picked, entry, translation.skipped, rows, _reshaped(weights, picked))
+    picked = weights if rows is None else pick_class_rows(weights, rows, unknown_row=entry.unknown_row)
+    settings = {**entry.settings, **entry.settings_of(state_dict)}
+    return Conversion(picked, entry, translation.skipped, rows, _reshaped(weights, picked), settings)
 
 
 def write(weights: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:
     """Our weights in the format of ``target``. Raises ValueError naming what has no counterpart there."""
-    attempts = [(entry, _write_as(weights, entry)) for entry in FORMATS if entry.source == target and entry.write]
-    entry, best = min(attempts, key=lambda attempt: len(attempt[1].unknown))
-    if best.unknown:
+    entry = find_format(weights, target)
+    translation = _write_as(weights, entry)
+    if translation.unknown:
         raise ValueError(
-            f"{entry.name} has no counterpart of {len(best.unknown)} of these {len(weights)} tensors: "
-            f"{_listed(best.unknown)}"
+            f"{entry.name} has no counterpart of {len(translation.unknown)} of these {len(weights)} tensors: "
+            f"{_listed(translation.unknown)}"
         )
-    return best.weights
+    return translation.weights
 
 
 def guess_source(state_dict: Mapping[str, Tensor]) -> str:
@@ -119,9 +123,10 @@ def guess_source(state_dict: Mapping[str, Tensor]) -> str:
     return best.source
 
 
-def find_format(target: str) -> Format:
-    """The first format that ``write`` knows for a target."""
-    return next(entry for entry in FORMATS if entry.source == target and entry.write)
+def find_format(weights: Mapping[str, Tensor], target: str) -> Format:
+    """That of ``target`` which has most of our weights."""
+    entries = [entry for entry in FORMATS if entry.source == target and entry.write]
+    return min(entries, key=lambda entry: len(_write_as(weights, entry).unknown))
 
 
 def _best_format(state_dict: Mapping[str, Tensor], source: str) -> Format:

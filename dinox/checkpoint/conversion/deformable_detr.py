@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,13 @@ LAYER_HEADS: Sequence[Rule] = (
     Rename("class_embed.{i}.{affine}", "heads.class_heads.{i}.{affine}"),
     Rename("bbox_embed.{i}.layers.{j}.{affine}", "heads.box_heads.{i}.layers.{j}.{affine}"),
 )
+SHARED_HEADS: Sequence[Rule] = (
+    Rename("class_embed.{affine}", "heads.class_heads.0.{affine}"),
+    Rename("bbox_embed.layers.{i}.{affine}", "heads.box_heads.0.layers.{i}.{affine}"),
+)
+SHARED_HEADS_IN_DECODER = Duplicate(
+    "transformer.decoder.bbox_embed.layers.{i}.{affine}", of="bbox_embed.layers.{i}.{affine}"
+)
 _CLASS_HEADS_IN_DECODER = Duplicate("transformer.decoder.class_embed.{i}.{affine}", of="class_embed.{i}.{affine}")
 _BOX_HEADS_IN_DECODER = Duplicate(
     "transformer.decoder.bbox_embed.{i}.layers.{j}.{affine}", of="bbox_embed.{i}.layers.{j}.{affine}"
@@ -26,11 +33,13 @@ PROPOSALS: Sequence[Rule] = (
     Rename("transformer.enc_output_norm.{affine}", "query_selection.norm.{affine}"),
 )
 
+LABELS = Rename("label_enc.weight", "query_groups.denoising.label_embedding.table.weight")
+
 DINO_PARTS: Sequence[Rule] = (
     Rename("transformer.decoder.ref_point_head.layers.{i}.{affine}", "decoder.position_head.layers.{i}.{affine}"),
     Rename("transformer.decoder.norm.{affine}", "decoder.norm.{affine}"),
     Rename("transformer.tgt_embed.weight", "query_groups.matching.content.embedding.weight"),
-    Rename("label_enc.weight", "query_groups.denoising.label_embedding.table.weight"),
+    LABELS,
 )
 
 # Positional queries, then content queries, side by side in one table.
@@ -38,15 +47,20 @@ JOINED_QUERIES = "query_groups.matching.positions_and_content.weight"
 _POSITIONS, _CONTENT = (f"query_groups.matching.{part}.embedding.weight" for part in ("anchors", "content"))
 
 
-def heads_in_decoder(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+def heads_in_decoder(weights: Mapping[str, Tensor], *, always_refines: bool = False) -> Sequence[Rule]:
     """A decoder that refines boxes has the heads registered once more: those of boxes, and if the encoder proposes,
     those of classes too. Theirs are looked up; ours (all of which have heads) say what theirs would have.
     """
     if not any(name.startswith("heads.") for name in weights):
         return _CLASS_HEADS_IN_DECODER, _BOX_HEADS_IN_DECODER
     proposes = any(name.startswith("query_selection.") for name in weights)
-    refines = proposes or not _same_for_all_layers(weights)
+    refines = always_refines or proposes or not _same_for_all_layers(weights)
     return (*([_CLASS_HEADS_IN_DECODER] if proposes else []), *([_BOX_HEADS_IN_DECODER] if refines else []))
+
+
+def refines_boxes(names: Iterable[str]) -> bool:
+    """Whether their decoder moves the anchors from layer to layer, for which it has box heads."""
+    return any(name.startswith("transformer.decoder.bbox_embed.") for name in names)
 
 
 def split_queries(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

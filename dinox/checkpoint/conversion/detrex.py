@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from dinox.checkpoint.conversion.backbones import detectron2_resnet, torchvision_resnet
+from dinox.checkpoint.conversion.dab_detr import (
+    CONDITIONAL_DECODER,
+    DEFORMABLE_DECODER,
+    DENSE_ENCODER_SCALE,
+    POSITION_HEAD,
+    anchors_and_patterns,
+)
 from dinox.checkpoint.conversion.deformable_detr import (
     DECODER_LAYER,
     DINO_PARTS,
@@ -14,16 +22,27 @@ from dinox.checkpoint.conversion.deformable_detr import (
     JOINED_QUERIES,
     LAYER_HEADS,
     PROPOSALS,
+    SHARED_HEADS,
+    SHARED_HEADS_IN_DECODER,
     heads_in_decoder,
 )
 from dinox.checkpoint.conversion.parts import count_decoder_layers
-from dinox.checkpoint.conversion.rules import Duplicate, Ignore, Rename, Rule
+from dinox.checkpoint.conversion.rules import Constant, Duplicate, Ignore, Rename, Rule
 
 _CONSTANTS: Sequence[Rule] = (
     Ignore("pixel_mean", "a constant, which the config has"),
     Ignore("pixel_std", "a constant, which the config has"),
-    Ignore("criterion.empty_weight", "a constant, which the config has"),
 )
+
+_NO_OBJECT_WEIGHT = 0.1  # of every published DETR
+
+
+def _make_class_weights(weights: Mapping[str, Tensor]) -> Tensor:
+    """(K + 1,): the weight of every class in DETR's loss, last that of "no object"."""
+    weight = torch.ones_like(weights["heads.class_heads.0.bias"])
+    weight[-1] = _NO_OBJECT_WEIGHT
+    return weight
+
 
 _BACKBONE: Sequence[Rule] = tuple(detectron2_resnet("backbone."))
 
@@ -64,7 +83,7 @@ _DENSE_ENCODER: Sequence[Rule] = (
     Rename(
         ENCODER_LAYER + "attentions.0.attn.{attention}", _OUR_ENCODER_LAYER + "self_attention.attention.{attention}"
     ),
-    Rename("transformer.encoder.query_scale.layers.{i}.{affine}", "encoder.position_scale.layers.{i}.{affine}"),
+    DENSE_ENCODER_SCALE,
     *_ENCODER_FRAME,
 )
 _DENSE_DECODER: Sequence[Rule] = (
@@ -92,8 +111,7 @@ _CONDITIONAL_DECODER: Sequence[Rule] = (
         for index, attention in enumerate(["self_attention", "cross_attention"])
         for theirs, ours in _CONDITIONAL_PROJECTIONS.items()
     ),
-    Rename("transformer.decoder.query_scale.layers.{i}.{affine}", "decoder.place_scale.layers.{i}.{affine}"),
-    Rename("transformer.decoder.ref_anchor_head.layers.{i}.{affine}", "decoder.size_head.layers.{i}.{affine}"),
+    *CONDITIONAL_DECODER,
     *_DECODER_FRAME,
 )
 _DEFORMABLE_LAYERS: Sequence[Rule] = (
@@ -108,23 +126,20 @@ _DEFORMABLE_LAYERS: Sequence[Rule] = (
 # ------------------------------------------------------------------------------------------------ detectors with one
 # level
 
-_SHARED_HEADS: Sequence[Rule] = (
-    Rename("class_embed.{affine}", "heads.class_heads.0.{affine}"),
-    Rename("bbox_embed.layers.{i}.{affine}", "heads.box_heads.0.layers.{i}.{affine}"),
-)
 _SINGLE_LEVEL: Sequence[Rule] = (
     *_BACKBONE,
     Rename("input_proj.{affine}", "backbone.convs.0.conv.{affine}"),
     *_DENSE_ENCODER,
     Rename("transformer.decoder.post_norm_layer.{affine}", "decoder.norm.{affine}"),
     Rename("query_embed.weight", "query_groups.matching.anchors.embedding.weight"),
-    *_SHARED_HEADS,
+    *SHARED_HEADS,
     *_CONSTANTS,
 )
 
 
 def detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
-    return (*_SINGLE_LEVEL, *_DENSE_DECODER)
+    class_weights = Constant("criterion.empty_weight", "a constant, which the config has", _make_class_weights)
+    return (*_SINGLE_LEVEL, *_DENSE_DECODER, class_weights)
 
 
 def conditional_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
@@ -137,16 +152,12 @@ def conditional_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
 
 def dab_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
     """Of DAB-DETR, with patterns or without, and of DN-DETR."""
-    has_patterns = any(name.endswith(("patterns.weight", "anchors.anchors.logits")) for name in weights)
-    anchors = "anchors.anchors" if has_patterns else "anchors"
     return (
         *_SINGLE_LEVEL,
         *_CONDITIONAL_DECODER,
-        Rename("transformer.decoder.ref_point_head.layers.{i}.{affine}", "decoder.position_head.layers.{i}.{affine}"),
-        Duplicate("transformer.decoder.bbox_embed.layers.{i}.{affine}", of="bbox_embed.layers.{i}.{affine}"),
-        Rename("anchor_box_embed.weight", f"query_groups.matching.{anchors}.logits"),
-        Rename("transformer.patterns.weight", "query_groups.matching.content.patterns.weight"),
-        Rename("patterns.weight", "query_groups.matching.content.patterns.weight"),
+        POSITION_HEAD,
+        SHARED_HEADS_IN_DECODER,
+        *anchors_and_patterns(weights, "anchor_box_embed.weight"),
         Rename("denoising_generator.label_encoder.weight", "query_groups.label_embedding.table.weight"),
     )
 
@@ -197,7 +208,7 @@ def anchor_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
 # levels
 
 
-def _deformable_parts(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+def _deformable_parts(weights: Mapping[str, Tensor], *, always_refines: bool = False) -> Sequence[Rule]:
     """The encoder's heads, where it has any, are numbered after those of the decoder layers."""
     last = count_decoder_layers(weights)
     return (
@@ -207,7 +218,7 @@ def _deformable_parts(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
         Rename(f"class_embed.{last}.{{affine}}", "query_selection.class_head.{affine}"),
         Rename(f"bbox_embed.{last}.layers.{{j}}.{{affine}}", "query_selection.box_head.layers.{j}.{affine}"),
         *LAYER_HEADS,
-        *heads_in_decoder(weights),
+        *heads_in_decoder(weights, always_refines=always_refines),
         *PROPOSALS,
         *_CONSTANTS,
     )
@@ -226,11 +237,8 @@ def deformable_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
 def dab_deformable_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
     """Of DAB-Deformable-DETR, one- and two-stage, and of DN-Deformable-DETR."""
     return (
-        *_deformable_parts(weights),
-        Rename("transformer.decoder.query_scale.layers.{i}.{affine}", "decoder.position_scale.layers.{i}.{affine}"),
-        Rename("transformer.decoder.ref_point_head.layers.{i}.{affine}", "decoder.position_head.layers.{i}.{affine}"),
-        Rename("tgt_embed.weight", "query_groups.matching.content.embedding.weight"),
-        Rename("refpoint_embed.weight", "query_groups.matching.anchors.logits"),
+        *_deformable_parts(weights, always_refines=True),
+        *DEFORMABLE_DECODER,
         Rename("denoising_generator.label_encoder.weight", "query_groups.denoising.label_embedding.table.weight"),
     )
 

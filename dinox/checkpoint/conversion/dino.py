@@ -26,29 +26,44 @@ from dinox.checkpoint.conversion.rules import Rename, Rule
 COCO_IDS = tuple(sorted(category["id"] for category in COCO_CATEGORIES if category["isthing"]))
 _COCO_ROWS = max(COCO_IDS) + 1
 
-_LAYERS: Sequence[Rule] = (
+
+def _feed_forward(theirs: str, ours: str) -> list[Rule]:
+    return [
+        Rename(theirs + "linear1.{affine}", ours + "feed_forward.expand.{affine}"),
+        Rename(theirs + "activation.weight", ours + "feed_forward.activation.weight"),  # PReLU has one
+        Rename(theirs + "linear2.{affine}", ours + "feed_forward.contract.{affine}"),
+    ]
+
+
+FEED_FORWARDS: Sequence[Rule] = tuple(_feed_forward(DECODER_LAYER, "decoder.layers.{i}."))
+
+ENCODER_LAYERS: Sequence[Rule] = (
     Rename(ENCODER_LAYER + "self_attn.{deformable}", "encoder.layers.{i}.self_attention.{deformable}"),
     Rename(ENCODER_LAYER + "norm1.{affine}", "encoder.layers.{i}.self_attention_norm.{affine}"),
-    Rename(ENCODER_LAYER + "linear1.{affine}", "encoder.layers.{i}.feed_forward.expand.{affine}"),
-    Rename(ENCODER_LAYER + "linear2.{affine}", "encoder.layers.{i}.feed_forward.contract.{affine}"),
+    *_feed_forward(ENCODER_LAYER, "encoder.layers.{i}."),
     Rename(ENCODER_LAYER + "norm2.{affine}", "encoder.layers.{i}.feed_forward_norm.{affine}"),
+)
+
+DECODER_LAYERS: Sequence[Rule] = (
     # In the decoder norm2 follows the self-attention and norm1 the cross-attention: numbered as they were written.
     Rename(DECODER_LAYER + "self_attn.{attention}", "decoder.layers.{i}.self_attention.attention.{attention}"),
     Rename(DECODER_LAYER + "norm2.{affine}", "decoder.layers.{i}.self_attention_norm.{affine}"),
     Rename(DECODER_LAYER + "cross_attn.{deformable}", "decoder.layers.{i}.cross_attention.{deformable}"),
     Rename(DECODER_LAYER + "norm1.{affine}", "decoder.layers.{i}.cross_attention_norm.{affine}"),
-    Rename(DECODER_LAYER + "linear1.{affine}", "decoder.layers.{i}.feed_forward.expand.{affine}"),
-    Rename(DECODER_LAYER + "linear2.{affine}", "decoder.layers.{i}.feed_forward.contract.{affine}"),
+    *FEED_FORWARDS,
     Rename(DECODER_LAYER + "norm3.{affine}", "decoder.layers.{i}.feed_forward_norm.{affine}"),
 )
+
+LEVELS = Rename("transformer.level_embed", "memory_builder.level_embeddings")
 
 
 def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
     return (
         *torchvision_resnet("backbone.0.body."),
-        *_neck(weights),
-        *_LAYERS,
-        Rename("transformer.level_embed", "memory_builder.level_embeddings"),
+        *neck(weights),
+        *ENCODER_LAYERS,
+        *DECODER_LAYERS,
+        LEVELS,
         Rename("transformer.enc_out_class_embed.{affine}", "query_selection.class_head.{affine}"),
         Rename("transformer.enc_out_bbox_embed.layers.{i}.{affine}", "query_selection.box_head.layers.{i}.{affine}"),
         *LAYER_HEADS,
@@ -58,7 +73,7 @@ def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
     )
 
 
-def _neck(weights: Mapping[str, Tensor]) -> list[Rule]:
+def neck(weights: Mapping[str, Tensor]) -> list[Rule]:
     """One numbering for the 1x1 convolutions of the backbone's maps and the 3x3 ones of the extra levels."""
     rules: list[Rule] = []
     counts = {"convs": 0, "extra_convs": 0}
@@ -79,7 +94,7 @@ def class_rows(weights: Mapping[str, Tensor], category_ids: Sequence[int] | None
     """Which rows of the class heads and of the label table are classes, in the order of our classes.
 
     By default those of the 80 COCO classes if there are 91, else all rows of the class heads; the label table has one
-    more, which nobody uses. Raises ValueError for ids that cannot be meant.
+    more, for which see ``Format.unknown_row``. Raises ValueError for ids that cannot be meant.
     """
     if category_ids is not None:
         _check_category_ids(category_ids)

@@ -17,7 +17,7 @@ from dinox.checkpoint.building import build_model, explained
 from dinox.checkpoint.conversion.comparison import Comparison, compare_weights, fit_counters
 from dinox.checkpoint.conversion.converting import Conversion, find_format, guess_source, read, write
 from dinox.checkpoint.conversion.dino import COCO_IDS
-from dinox.checkpoint.conversion.formats import OURS
+from dinox.checkpoint.conversion.formats import MASK_MEMORY, OURS, Settings
 from dinox.checkpoint.conversion.parts import count_decoder_layers
 from dinox.checkpoint.description import describe, parse_description
 from dinox.checkpoint.reading import CheckpointError, local_file, pick_weights, read_checkpoint
@@ -213,7 +213,7 @@ def _fit(model: nn.Module, conversion: Conversion, path: str, *, partial: bool) 
     weights = fit_counters(model, conversion.weights)
     comparison = compare_weights(model, weights, backbone_only=_is_backbone(conversion))
     if not comparison.is_exact and not partial:
-        raise CheckpointError(f"checkpoint {path}: {_explain(comparison, conversion)}")
+        raise CheckpointError(f"checkpoint {path}: {_explain(comparison, model)}")
     if not comparison.used:
         raise CheckpointError(f"checkpoint {path}: {comparison.summary()}. There is nothing to write")
     used = {name: weights[name] for name in comparison.used}
@@ -256,10 +256,10 @@ def _argument(cfg: DictConfig, key: str) -> Any:
     return taken[name].default if name in taken else _NO_ARGUMENT
 
 
-def _settings_of(conversion: Conversion) -> dict[str, float | bool]:
+def _settings_of(conversion: Conversion) -> Settings:
     if conversion.origin is None or _is_backbone(conversion):
         return {}
-    settings: dict[str, float | bool] = dict(conversion.origin.settings)
+    settings = dict(conversion.settings)
     if count_decoder_layers(conversion.weights) > 1:
         settings[_SHARED_HEADS] = not any(name.startswith("heads.class_heads.1.") for name in conversion.weights)
     return settings
@@ -276,10 +276,11 @@ def _notes(cfg: DictConfig, conversion: Conversion, foreign: Mapping[str, Tensor
             else "the config's model.pixel_mean and model.pixel_std have to be those the network was trained with"
         )
     if target != OURS:
-        for key, value in find_format(target).settings.items():
+        for key, value in find_format(conversion.weights, target).settings.items():
             if _differs(cfg, key, value):
                 own = _argument(cfg, key)
-                yield f"{target} computes with {key.rpartition('.')[2]}={value}, this model with {own}: set it there"
+                cure = "nothing sets it there" if key == MASK_MEMORY else "set it there"
+                yield f"{target} computes with {key.rpartition('.')[2]}={value}, this model with {own}: {cure}"
 
 
 def _description(cfg: DictConfig, file: _File) -> dict[str, Any] | None:
@@ -299,16 +300,17 @@ def _class_names(cfg: DictConfig, conversion: Conversion) -> list[str] | None:
     return list(classes) if classes and len(classes) == cfg.model.get("num_classes") else None
 
 
-def _explain(comparison: Comparison, conversion: Conversion) -> str:
+def _explain(comparison: Comparison, model: nn.Module) -> str:
     examples = []
     for title, names in (("missing", comparison.missing), ("not in the model", comparison.unused)):
         if names:
             examples.append(f"{title}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}")
     for name, (in_file, in_model) in list(comparison.mismatched.items())[:_SHOWN]:
         examples.append(f"{name}: {in_file} in the file, {in_model} in the model")
-    heads = {name for name in comparison.mismatched if "class" in name or "label" in name}
-    if heads and heads == set(comparison.mismatched):
-        number = len(conversion.weights[min(heads)])
+    heads = [name for name in comparison.mismatched if "class_head" in name]
+    if heads and all("class_head" in name or "label" in name for name in comparison.mismatched):
+        (in_file, *_), (in_model, *_) = comparison.mismatched[heads[0]]
+        number = model.num_classes + in_file - in_model  # a row for "no object" is no class
         cure = (
             f"the file is for {number} classes: convert it with model.num_classes={number}, and fine-tune from the "
             "result, whose heads are then made anew"

@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dinox.checkpoint.conversion import backbones, detrex, dino
-from dinox.checkpoint.conversion.deformable_detr import join_queries, split_queries
+from dinox.checkpoint.conversion import backbones, detrex, dino, dn_detr
+from dinox.checkpoint.conversion.deformable_detr import join_queries, refines_boxes, split_queries
 from dinox.checkpoint.conversion.parts import repeat_shared_heads, share_equal_heads
 from dinox.checkpoint.conversion.rules import Rule
 
 OURS = "dinox"
 
 Weights = Mapping[str, Tensor]
+Settings = Mapping[str, float | bool | str | None]
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class Format:
     source: what users call the implementation. name: what messages call implementation and model.
     table: the rules for given weights, theirs or ours.
     settings: config key -> the value that this implementation computes with, where implementations differ and the
-    weights do not show it.
+    weights do not show it. settings_of: more of them, which its names do show.
     prepare: their weights before the table is applied. finish: ours after it.
     class_rows: which rows of the tensors that have one for each class are classes, where not all are; from our weights
-    and the ``category_ids`` of ``convert``.
+    and the ``category_ids`` of ``convert``. unknown_row: the label embedding has one row more, and it is used.
     write: our weights before the table is read from right to left; None: we cannot write this format.
     is_backbone: a pre-trained network alone.
     """
@@ -38,19 +39,27 @@ class Format:
     source: str
     name: str
     table: Callable[[Weights], Sequence[Rule]]
-    settings: Mapping[str, float | bool] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
+    settings_of: Callable[[Weights], Settings] = lambda weights: {}
     prepare: Callable[[Weights], dict[str, Tensor]] = dict
     finish: Callable[[Weights], dict[str, Tensor]] = dict
     class_rows: Callable[[Weights, Sequence[int] | None], Sequence[int]] | None = None
+    unknown_row: bool = False
     write: Callable[[Weights], dict[str, Tensor]] | None = None
     is_backbone: bool = False
 
 
 _POSITIONS = "model.memory_builder.position_embedding."
 _TEMPERATURE, _OFFSET = _POSITIONS + "temperature", _POSITIONS + "offset"
-_MASK_MEMORY = "model.decoder.mask_memory"
+MASK_MEMORY = "model.decoder.mask_memory"
+_LOOK_FORWARD = "model.decoder.look_forward"
 
 _DETREX_LEVELS = {_TEMPERATURE: 10000, _OFFSET: -0.5}
+_IDEA_LEVELS = {_TEMPERATURE: 20, _OFFSET: 0.0}
+
+
+def _refinement(weights: Weights) -> Settings:
+    return {_LOOK_FORWARD: "once" if refines_boxes(weights) else None}
 
 
 def _split_and_share(weights: Weights) -> dict[str, Tensor]:
@@ -74,6 +83,7 @@ FORMATS: Sequence[Format] = (
         name="detrex's Deformable DETR",
         table=detrex.deformable_detr_table,
         settings=_DETREX_LEVELS,
+        settings_of=_refinement,
         finish=_split_and_share,
         write=_join_and_repeat,
     ),
@@ -95,14 +105,14 @@ FORMATS: Sequence[Format] = (
         source="detrex",
         name="detrex's Conditional DETR",
         table=detrex.conditional_detr_table,
-        settings={_TEMPERATURE: 10000, _OFFSET: 0.0, _MASK_MEMORY: False},
+        settings={_TEMPERATURE: 10000, _OFFSET: 0.0, MASK_MEMORY: False},
         write=dict,
     ),
     Format(
         source="detrex",
         name="detrex's DAB-DETR",
         table=detrex.dab_detr_table,
-        settings={_TEMPERATURE: 20, _OFFSET: 0.0, _MASK_MEMORY: False},
+        settings={_TEMPERATURE: 20, _OFFSET: 0.0, MASK_MEMORY: False},
         write=dict,
     ),
     Format(
@@ -116,9 +126,26 @@ FORMATS: Sequence[Format] = (
         source="dino",
         name="IDEA-Research's DINO",
         table=dino.dino_table,
-        settings={_TEMPERATURE: 20, _OFFSET: 0.0},
+        settings=_IDEA_LEVELS,
         finish=share_equal_heads,
         class_rows=dino.class_rows,
+    ),
+    Format(
+        source="dn-detr",
+        name="IDEA-Research's DN-DETR",
+        table=dn_detr.dense_decoder_table,
+        settings={**_IDEA_LEVELS, MASK_MEMORY: True},
+        class_rows=dino.class_rows,
+        unknown_row=True,
+    ),
+    Format(
+        source="dn-detr",
+        name="IDEA-Research's DN-Deformable-DETR",
+        table=dn_detr.deformable_decoder_table,
+        settings=_IDEA_LEVELS,
+        finish=share_equal_heads,
+        class_rows=dino.class_rows,
+        unknown_row=True,
     ),
     Format(source="torchvision", name="torchvision's ResNet", table=backbones.torchvision_table, is_backbone=True),
     Format(source="timm", name="timm's ResNet", table=backbones.torchvision_table, is_backbone=True),

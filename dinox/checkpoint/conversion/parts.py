@@ -11,7 +11,8 @@ from dinox.checkpoint.conversion.rules import same_tensor
 
 _DECODER_LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.(\d+)\.")
 _LAYER_HEAD = re.compile(r"heads\.(class_heads|box_heads)\.(\d+)\.(.+)")
-_CLASS_ROWS = re.compile(r"heads\.class_heads\.|query_selection\.class_head\.|.*\.label_embedding\.table\.")
+_LABELS = re.compile(r".*\.label_embedding\.table\.")
+_CLASS_ROWS = re.compile(rf"heads\.class_heads\.|query_selection\.class_head\.|{_LABELS.pattern}")
 
 
 def count_decoder_layers(names: Iterable[str]) -> int:
@@ -40,8 +41,12 @@ def repeat_shared_heads(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return repeated
 
 
-def pick_class_rows(weights: Mapping[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
+def pick_class_rows(
+    weights: Mapping[str, Tensor], rows: Sequence[int], *, unknown_row: bool = False
+) -> dict[str, Tensor]:
     """Our state dict with these rows of the tensors that have one for each class.
+
+    unknown_row: label embeddings have one row more, which stays the last one.
 
     Raises ValueError if there is no such row.
     """
@@ -49,12 +54,14 @@ def pick_class_rows(weights: Mapping[str, Tensor], rows: Sequence[int]) -> dict[
     for name, tensor in weights.items():
         if not _CLASS_ROWS.match(name):
             continue
-        if max(rows, default=0) >= len(tensor):
+        last = [len(tensor) - 1] if unknown_row and _LABELS.match(name) else []
+        num_classes = len(tensor) - len(last)
+        if max(rows, default=0) >= num_classes:
             raise ValueError(
-                f"{name} has rows 0 to {len(tensor) - 1}, and none for the category id {max(rows)}: give the ids that "
+                f"{name} has rows 0 to {num_classes - 1}, and none for the category id {max(rows)}: give the ids that "
                 "the detector was trained with"
             )
-        picked[name] = tensor[list(rows)]
+        picked[name] = tensor[[*rows, *last]]
     return picked
 
 

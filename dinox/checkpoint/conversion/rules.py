@@ -10,7 +10,7 @@ A table is a sequence of rules. Names are written out; what varies stands in bra
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -64,7 +64,16 @@ class Ignore:
     why: str
 
 
-Rule = Rename | Duplicate | Ignore
+@dataclass(frozen=True)
+class Constant:
+    """A tensor of theirs that is no weight, and why we have no use for it. make: the tensor, from our weights."""
+
+    theirs: str
+    why: str
+    make: Callable[[Mapping[str, Tensor]], Tensor]
+
+
+Rule = Rename | Duplicate | Ignore | Constant
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def to_ours(weights: Mapping[str, Tensor], table: Sequence[Rule]) -> Translation
 
 
 def to_theirs(weights: Mapping[str, Tensor], table: Sequence[Rule]) -> Translation:
-    """Our state dict under their names, with the duplicates that they have."""
+    """Our state dict under their names, with the duplicates and constants that they have."""
     renames = [(rule, rule.ours) for rule in table if isinstance(rule, Rename)]
     duplicates = [(rule, rule.of) for rule in table if isinstance(rule, Duplicate)]
     renamed: dict[str, Tensor] = {}
@@ -111,6 +120,8 @@ def to_theirs(weights: Mapping[str, Tensor], table: Sequence[Rule]) -> Translati
         rule, match = _first_fit(name, duplicates)
         if rule is not None:
             renamed[_fill(rule.theirs, match)] = tensor
+    if not unknown:  # else it is no state dict of theirs, and may lack what constants are made from
+        renamed |= {rule.theirs: rule.make(weights) for rule in table if isinstance(rule, Constant)}
     return Translation(renamed, unknown, {})
 
 

@@ -79,6 +79,13 @@ class TopKDetections(_BestPairs):
         flat = scores.flatten(-2)
         return flat.topk(fewer(self.num_detections, flat.shape[-1])).indices
 
+    def choices(self, scores: Tensor, pairs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The rankings behind pairs: what was ranked (R, S), and the indices (R, M) that were taken, best first.
+
+        scores: (B, N, K); pairs: (B, M).
+        """
+        return [(scores.flatten(1), pairs)]
+
 
 class BestClassDetections(_BestPairs):
     """Every query is one detection, of its most likely class; for logits whose last one is "no object" (DETR).
@@ -98,3 +105,10 @@ class BestClassDetections(_BestPairs):
         best, classes = scores.max(-1)
         queries = best.topk(fewer(self.num_detections, best.shape[-1])).indices
         return queries * scores.shape[-1] + classes.gather(-1, queries)
+
+    def choices(self, scores: Tensor, pairs: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The rankings behind pairs, as of ``TopKDetections``: one of the queries, and one of the classes of each."""
+        num_classes = scores.shape[-1]
+        queries = torch.div(pairs, num_classes, rounding_mode="floor")
+        of_queries = scores.gather(1, queries[..., None].expand(-1, -1, num_classes))  # (B, M, K)
+        return [(scores.amax(-1), queries), (of_queries.flatten(0, 1), (pairs % num_classes).flatten()[:, None])]
