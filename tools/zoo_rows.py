@@ -28,8 +28,9 @@ SLOTS = {
 }
 # Slots that are not worth a word while this is in them.
 USUAL = {"memory_builder": "MemoryBuilder", "heads": "PredictionHeads", "postprocess": "TopKDetections"}
-# Slots that GFLOPs do not depend on.
+# Slots and query groups that GFLOPs do not depend on.
 WITHOUT_GFLOPS = ("criterion", "postprocess")
+ONLY_IN_TRAINING = "denoising"
 NONE = "-"
 
 
@@ -112,6 +113,7 @@ def hash_model(cfg: DictConfig) -> str:
     """The same for models that detect alike: whose configs say the same, with all references followed."""
     model = OmegaConf.to_container(cfg.model, resolve=True)
     detecting = {slot: node for slot, node in model.items() if slot not in WITHOUT_GFLOPS}
+    detecting.get("query_groups", {}).pop(ONLY_IN_TRAINING, None)
     text = json.dumps(detecting, sort_keys=True, default=_dotted)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
