@@ -13,6 +13,7 @@ from dinox.modeling.queries.groups import (
     FullVisibility,
     QueryGroups,
 )
+from dinox.modeling.queries.known_labels import KnownLabelQueries
 from dinox.modeling.queries.matching import (
     EmbeddedProposals,
     LearnedAnchors,
@@ -41,6 +42,11 @@ from dinox.modeling.queries.selection import (
     QuerySelection,
     proposal_logits,
 )
+from dinox.modeling.queries.splits import (
+    OneClassPerImage,
+    SplitAtRandom,
+    SplitByClass,
+)
 
 __all__ = [
     "AnchorBoxes",
@@ -55,6 +61,7 @@ __all__ = [
     "EmbeddedProposals",
     "FixedGroups",
     "FullVisibility",
+    "KnownLabelQueries",
     "LabelEmbedding",
     "LearnedAnchors",
     "LearnedContent",
@@ -62,6 +69,7 @@ __all__ = [
     "LearnedPositionedPoints",
     "LearnedPositions",
     "MatchingQueries",
+    "OneClassPerImage",
     "PatternContent",
     "PlacedQueries",
     "QueryGroups",
@@ -70,6 +78,8 @@ __all__ = [
     "RepeatedAnchors",
     "SelectedAnchors",
     "SelectedContent",
+    "SplitAtRandom",
+    "SplitByClass",
     "SummedEmbedding",
     "UnknownLabelContent",
     "ZeroContent",
