@@ -81,12 +81,12 @@ def _check_known_is_used(groups: Sequence[QueryGroup], context: QueryContext) ->
         return
     if context.known is not None and context.known.max_count > 0 and not matching.sees:
         raise ValueError(
-            "known_boxes were given, but this model's matching queries see no other ones, so that known objects would "
-            "change nothing. Use a model that was trained with them: model.query_groups.denoising and "
+            "known objects (known_boxes) would change nothing: the matching queries of this model see no other ones. "
+            "Use a model that was trained with known objects: model.query_groups.denoising and "
             "model.query_groups.visibility=FullVisibility, as in dn_detr/known_objects_70_30"
         )
     if context.known_classes is not None and matching.only_class is None:
         raise ValueError(
-            "known_classes were given, but this model's queries cannot take them. Use a model that was trained with "
-            "known labels: model.query_groups.matching.known_labels=KnownLabelQueries, as in dn_detr/known_labels_10ep"
+            "known_classes would change nothing: the matching queries of this model take no labels. Use a model that "
+            "was trained with known labels: model.query_groups.matching.known_labels=KnownLabelQueries, as in dn_detr/known_labels_10ep"
         )

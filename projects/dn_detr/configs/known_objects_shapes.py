@@ -30,6 +30,9 @@ model.query_groups.matching.content.indicator = True
 model.query_groups.visibility = L(FullVisibility)()
 model.query_groups.split = L(SplitByClass)(**split_classes(6, known_share=0.5, seed=0))
 
+dataloader.evaluator.classes = "${model.query_groups.split.unknown}"
+dataloader.test.mapper.known_objects = None
+
 optimizer.params.backbone_lr_factor = 1.0
 optimizer.lr = 5e-4
 
