@@ -293,10 +293,11 @@ class DetectionTransformer(nn.Module):
 
 def in_output_frames(detections: list[Instances], batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
     """Detections in the frames of the images to those of ``height`` and ``width``, clipped; empty boxes dropped."""
-    return [
-        {"instances": detector_postprocess(found, x.get("height", size[0]), x.get("width", size[1]))}
-        for found, x, size in ((found, x, found.image_size) for found, x in zip(detections, batched_inputs, strict=True))
-    ]
+    outputs = []
+    for found, x in zip(detections, batched_inputs, strict=True):
+        height, width = found.image_size
+        outputs.append({"instances": detector_postprocess(found, x.get("height", height), x.get("width", width))})
+    return outputs
 
 
 def _of_only_class(logits: Tensor, only_class: Tensor | None, num_classes: int) -> Tensor:

@@ -78,9 +78,7 @@ class KnownInputs:
             return self._named(given, key, name)
         if isinstance(given, bool) or not isinstance(given, int):
             if not hasattr(given, "__index__") or isinstance(given, bool):
-                raise ValueError(
-                    f"{name}: {key}: expected class indices (whole numbers) or class names, got {given!r}"
-                )
+                raise ValueError(f"{name}: {key}: expected class indices (whole numbers) or class names, got {given!r}")
             given = int(given)
         if not 0 <= given < self.num_classes:
             raise ValueError(f"{name}: {key}: expected 0 <= class < num_classes = {self.num_classes}, got {given}")

@@ -88,5 +88,6 @@ def _check_known_is_used(groups: Sequence[QueryGroup], context: QueryContext) ->
     if context.known_classes is not None and matching.only_class is None:
         raise ValueError(
             "known_classes would change nothing: the matching queries of this model take no labels. Use a model that "
-            "was trained with known labels: model.query_groups.matching.known_labels=KnownLabelQueries, as in dn_detr/known_labels_10ep"
+            "was trained with known labels: model.query_groups.matching.known_labels=KnownLabelQueries, as in "
+            "dn_detr/known_labels_10ep"
         )

@@ -1,7 +1,7 @@
 """Which of a batch's objects each query group learns, for :class:`QueryGroups`' slot ``split``.
 
-Every split is called as ``split(context)`` in training, and returns the target views of groups by their names. The views
-are hashable: the criterion looks through each of them once.
+Every split is called as ``split(context)`` in training, and returns the target views of groups by their names. The
+views are hashable: the criterion looks through each of them once.
 
 Legend: B images, M objects.
 """
@@ -44,11 +44,16 @@ class SplitByClass:
     (DN-DETR, section 5.7.1). Objects of classes that are neither are not there.
     """
 
-    def __init__(self, *, known: Sequence[int], unknown: Sequence[int]):
+    def __init__(self, *, num_classes: int, known: Sequence[int], unknown: Sequence[int]):
         self.known, self.unknown = tuple(known), tuple(unknown)
         for name, classes in (("known", self.known), ("unknown", self.unknown)):
             if not all(isinstance(c, int) and c >= 0 for c in classes) or len(set(classes)) < len(classes):
                 raise ValueError(f"{name}: expected class indices of at least 0, each once, got {list(classes)}")
+            if classes and max(classes) >= num_classes:
+                raise ValueError(
+                    f"{name} has class {max(classes)}, but the model has num_classes = {num_classes}: give "
+                    "model.query_groups.split the classes of this model's dataset (dinox.data.split_classes)"
+                )
         if both := sorted(set(self.known) & set(self.unknown)):
             raise ValueError(f"class {both[0]} is both known and unknown: give it to one of the two")
         if not self.unknown:

@@ -28,7 +28,7 @@ model.query_groups.denoising = _denoising
 model.query_groups.denoising.groups.num_groups = 1
 model.query_groups.matching.content.indicator = True
 model.query_groups.visibility = L(FullVisibility)()
-model.query_groups.split = L(SplitByClass)(**split_classes(6, known_share=0.5, seed=0))
+model.query_groups.split = L(SplitByClass)(num_classes="${...num_classes}", **split_classes(6, known_share=0.5, seed=0))
 
 dataloader.evaluator.classes = "${model.query_groups.split.unknown}"
 dataloader.test.mapper.known_objects = None
