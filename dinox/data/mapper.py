@@ -32,8 +32,8 @@ class DetectionMapper:
     * ``image``: uint8 tensor (3, H, W), 0..255, channels in the order of ``image_format``, after the augmentations;
     * in training ``instances``: ``gt_boxes`` (absolute x1, y1, x2, y2 inside of the augmented image) and
       ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty;
-    * with ``known_objects``: ``known_boxes`` and ``known_labels``, with ``known_labels``: ``known_classes``. What a model
-      is told (DN-DETR, section 5.7.1), from the annotations;
+    * what a model is told (DN-DETR, section 5.7.1), from the annotations: ``known_boxes`` and ``known_labels`` with
+      ``known_objects``, ``known_classes`` with ``known_labels``;
     * ``conversions`` if the file lost something on reading (see ``dinox.data.images``), such as transparency.
 
     ``height`` and ``width`` stay those of the image file: the size that detections are given in. A dict without them

@@ -140,6 +140,13 @@ def test_classes_that_the_model_does_not_have_are_named():
         build_small(SHAPES, "model.num_classes=3")
 
 
+def test_a_split_beside_query_selection_is_an_error():
+    split = "{_target_: dinox.modeling.SplitAtRandom, most: 0.5}"
+    model = build_small("dino/dino_r50_4scale_12ep", f"model.query_groups.split={split}")
+    with pytest.raises(ValueError, match="the encoder would learn to propose all objects"):
+        model([with_classes(0, 1)])
+
+
 # ------------------------------------------------------------------------------------------------------------ inference
 
 
@@ -191,9 +198,8 @@ def test_boxes_and_labels_can_be_given_in_any_usual_type(model):
         (boxes.numpy(), np.array([1, 5])),
         (Boxes(boxes), [np.int64(1), 5]),
     ):
-        assert torch.equal(
-            model.raw_predictions([{**x, "known_boxes": boxes, "known_labels": labels}]).logits, expected
-        )
+        told = {**x, "known_boxes": given, "known_labels": labels}
+        assert torch.equal(model.raw_predictions([told]).logits, expected)
 
 
 def test_labels_can_be_names_where_the_model_has_them():

@@ -38,12 +38,22 @@ class QueryGroups(nn.Module):
 
     def forward(self, context: QueryContext) -> list[QueryGroup]:
         context = dataclasses.replace(context, label_embedding=self.label_embedding)
-        views = {} if self.split is None or context.targets is None else self.split(context)
+        views = self._split(context)
         made = [self._make(name, context, views.get(name)) for name in self]
         groups = [group for group in made if group is not None]
         groups = groups if self.visibility is None else self.visibility(groups)
         _check_known_is_used(groups, context)
         return groups
+
+    def _split(self, context: QueryContext) -> Mapping[str, TargetView]:
+        if self.split is None or context.targets is None:
+            return {}
+        if context.proposals is not None:
+            raise ValueError(
+                "model.query_groups.split needs queries that are not selected: the encoder would learn to propose all "
+                "objects, also those that matching queries are not to learn. Set model.query_selection=null"
+            )
+        return self.split(context)
 
     def _make(self, name: str, context: QueryContext, view: TargetView | None) -> QueryGroup | None:
         if view is not None:
