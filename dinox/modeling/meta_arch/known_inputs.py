@@ -41,7 +41,7 @@ class KnownInputs:
         labels, boxes = [], []
         for x, name in zip(batched_inputs, names, strict=True):
             size = tuple(x["image"].shape[-2:])
-            xyxy = _boxes(x.get(BOXES), size, name)
+            xyxy = boxes_inside(x.get(BOXES), size, name)
             indices = self._indices(x.get(LABELS), LABELS, name)
             if len(xyxy) != len(indices):
                 raise ValueError(
@@ -97,9 +97,9 @@ class KnownInputs:
         return list(self.class_names).index(given)
 
 
-def _boxes(given: Any, size: tuple[int, int], name: str) -> Tensor:
-    """(n, 4) float32 xyxy inside of an image of ``size`` (height, width)."""
-    expected = f"expected {BOXES} as numbers of shape (n, 4), absolute x1, y1, x2, y2 in the frame of `image`"
+def boxes_inside(given: Any, size: tuple[int, int], name: str) -> Tensor:
+    """Known boxes as (n, 4) float32 xyxy inside of an image of ``size`` (height, width). Raises ValueError."""
+    expected = f"expected {BOXES} as numbers of shape (n, 4), absolute x1, y1, x2, y2 in pixels of the image"
     if given is None:
         return torch.zeros(0, 4)
     try:
@@ -117,8 +117,7 @@ def _boxes(given: Any, size: tuple[int, int], name: str) -> Tensor:
         ((boxes[:, 2:] <= boxes[:, :2]).any(-1), "x2 > x1 and y2 > y1"),
         (
             ((boxes < -_SLACK) | (boxes > limits + _SLACK)).any(-1),
-            f"a box inside of the image, which is {size[1]} x {size[0]} pixels where the model sees it: scale boxes as "
-            "the image was resized",
+            f"a box inside of the image, which is {size[1]} x {size[0]} pixels here: boxes are scaled as it was resized",
         ),
     ):
         if wrong.any():
