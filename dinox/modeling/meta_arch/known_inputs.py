@@ -117,7 +117,7 @@ def boxes_inside(given: Any, size: tuple[int, int], name: str) -> Tensor:
         ((boxes[:, 2:] <= boxes[:, :2]).any(-1), "x2 > x1 and y2 > y1"),
         (
             ((boxes < -_SLACK) | (boxes > limits + _SLACK)).any(-1),
-            f"a box inside of the image, which is {size[1]} x {size[0]} pixels here: boxes are scaled as it was resized",
+            f"a box inside of the image, which is {size[1]} x {size[0]} pixels here; boxes are scaled as it is",
         ),
     ):
         if wrong.any():
