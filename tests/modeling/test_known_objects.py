@@ -212,6 +212,20 @@ def test_labels_can_be_names_where_the_model_has_them():
         model([{**x, "known_labels": ["rin", "cross"]}])
 
 
+@pytest.mark.parametrize(
+    "config",
+    ["dn_anchor_detr_r50_dc5_12ep", "dn_conditional_detr_r50_50ep", "dn_vanilla_detr_r50_300ep", "dn_detr_r50_50ep"]
+    + ["dn_deformable_detr_two_stage_r50_50ep", "dino_dn_r50_4scale_12ep"],
+)
+def test_every_detector_with_denoising_can_be_told_objects(config):
+    visibility = "model.query_groups.visibility={_target_: dinox.modeling.FullVisibility}"
+    depth = f"model.backbone.bottom_up.depth={50 if 'dc5' in config else 18}"
+    model = randomise_heads(build_small(f"dn_detr/{config}", visibility, depth)).eval()
+    x = knowing(make_input(64, 96, 0), [1, 5])
+    with_it, without = model.raw_predictions([x, make_input(64, 96, 0)]).logits.unbind(1)
+    assert torch.isfinite(with_it).all() and (with_it - without).abs().max() > 1e-4
+
+
 NAN = float("nan")
 BAD = {
     "three numbers": ({"known_boxes": [[1, 2, 3]], "known_labels": [1]}, r"shape \(n, 4\).*got shape \(1, 3\)"),
