@@ -245,6 +245,11 @@ BAD = {
     "label a fraction": ({"known_boxes": [[1, 2, 3, 4]], "known_labels": [1.5]}, "whole numbers.*got 1.5"),
     "label a bool": ({"known_boxes": [[1, 2, 3, 4]], "known_labels": [True]}, "whole numbers.*got True"),
     "one label": ({"known_boxes": [[1, 2, 3, 4]], "known_labels": 1}, "expected a list of classes, got 1"),
+    "one label as a tensor": (
+        {"known_boxes": [[1, 2, 3, 4]], "known_labels": torch.tensor(1)},
+        "expected a list of classes, got 1",
+    ),
+    "labels in rows": ({"known_boxes": [[1, 2, 3, 4]], "known_labels": torch.tensor([[1]])}, r"whole.*got \[1\]"),
     "a name": ({"known_boxes": [[1, 2, 3, 4]], "known_labels": ["ring"]}, "'ring' is a name, but the model does not"),
     "known classes": ({"known_classes": [1]}, "take no labels.*KnownLabelQueries"),
 }

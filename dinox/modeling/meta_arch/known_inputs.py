@@ -8,6 +8,7 @@ Legend: B images, C classes of an image.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -67,22 +68,24 @@ class KnownInputs:
     def _indices(self, given: Any, key: str, name: str) -> list[int]:
         if given is None:
             return []
-        if isinstance(given, str) or not isinstance(given, Iterable):
-            raise ValueError(f"{name}: {key}: expected a list of classes, got {given!r}")
         if hasattr(given, "tolist"):  # a tensor or an array
             given = given.tolist()
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise ValueError(f"{name}: {key}: expected a list of classes, got {given!r}")
         return [self._index(each, key, name) for each in given]
 
     def _index(self, given: Any, key: str, name: str) -> int:
         if isinstance(given, str):
             return self._named(given, key, name)
-        if isinstance(given, bool) or not isinstance(given, int):
-            if not hasattr(given, "__index__") or isinstance(given, bool):
-                raise ValueError(f"{name}: {key}: expected class indices (whole numbers) or class names, got {given!r}")
-            given = int(given)
-        if not 0 <= given < self.num_classes:
-            raise ValueError(f"{name}: {key}: expected 0 <= class < num_classes = {self.num_classes}, got {given}")
-        return given
+        try:
+            index = operator.index(given)  # of any whole number, such as numpy's
+        except TypeError:
+            index = None
+        if index is None or isinstance(given, bool):
+            raise ValueError(f"{name}: {key}: expected class indices (whole numbers) or class names, got {given!r}")
+        if not 0 <= index < self.num_classes:
+            raise ValueError(f"{name}: {key}: expected 0 <= class < num_classes = {self.num_classes}, got {index}")
+        return index
 
     def _named(self, given: str, key: str, name: str) -> int:
         if self.class_names is None:
@@ -94,7 +97,7 @@ class KnownInputs:
             near = did_you_mean(given, self.class_names)
             shown = ", ".join([*self.class_names[:20], *(["..."] if len(self.class_names) > 20 else [])])
             raise ValueError(f"{name}: {key}: the model has no class {given!r}.{near} It has: {shown}")
-        return list(self.class_names).index(given)
+        return self._index(list(self.class_names).index(given), key, name)  # there may be more names than classes
 
 
 def boxes_inside(given: Any, size: tuple[int, int], name: str) -> Tensor:
