@@ -33,6 +33,12 @@ def test_the_splits_of_the_configs_never_change(name):
     assert list(split.known) == sorted(set(range(cfg.model.num_classes)) - set(unknown))
 
 
+def test_an_override_tells_the_model_the_known_objects_of_the_ground_truth():
+    override = "dataloader.test.mapper.known_objects=${model.query_groups.split.known}"
+    cfg = load_config("dn_detr/known_objects_50_50", [override])
+    assert list(cfg.dataloader.test.mapper.known_objects) == list(cfg.model.query_groups.split.known)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
