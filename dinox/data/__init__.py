@@ -2,6 +2,7 @@
 
 from dinox.data.augmentation import detr_augmentation, resize_augmentation
 from dinox.data.checks import check_data, check_num_classes
+from dinox.data.class_split import split_classes
 from dinox.data.coco_json import check_coco_json
 from dinox.data.errors import DataError, UnreadableImage
 from dinox.data.images import inspect_image, read_image
@@ -26,6 +27,7 @@ __all__ = [
     "register_default_shapes",
     "register_shapes",
     "resize_augmentation",
+    "split_classes",
 ]
 
 register_default_shapes()

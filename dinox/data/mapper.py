@@ -32,6 +32,8 @@ class DetectionMapper:
     * ``image``: uint8 tensor (3, H, W), 0..255, channels in the order of ``image_format``, after the augmentations;
     * in training ``instances``: ``gt_boxes`` (absolute x1, y1, x2, y2 inside of the augmented image) and
       ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty;
+    * what a model is told (DN-DETR, section 5.7.1), from the annotations: ``known_boxes`` and ``known_labels`` with
+      ``known_objects``, ``known_classes`` with ``known_labels``;
     * ``conversions`` if the file lost something on reading (see ``dinox.data.images``), such as transparency.
 
     ``height`` and ``width`` stay those of the image file: the size that detections are given in. A dict without them
@@ -45,6 +47,8 @@ class DetectionMapper:
             checked there.
         exif: "apply" turns images as their EXIF orientation says. "ignore" is for datasets whose boxes were drawn on
             the images as they are stored; training, evaluation and prediction have to do the same.
+        known_objects: classes whose objects the model is told, by their indices; None: none.
+        known_labels: whether the model is told which classes are in the image.
         max_pixels: a larger image is an error; None: Pillow's limit of 179 million pixels.
 
     Raises DataError for an image that cannot be read (UnreadableImage if it is missing or damaged) or has another size
@@ -60,6 +64,8 @@ class DetectionMapper:
         num_classes: int | None = None,
         exif: str = "apply",
         max_pixels: int | None = None,
+        known_objects: Sequence[int] | None = None,
+        known_labels: bool = False,
     ) -> None:
         check_image_settings(image_format=image_format, exif=exif)
         self.is_train = is_train
@@ -68,10 +74,12 @@ class DetectionMapper:
         self.num_classes = num_classes
         self.exif = exif
         self.max_pixels = max_pixels
+        self.known_objects = None if known_objects is None else frozenset(known_objects)
+        self.known_labels = known_labels
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", list(augmentations))
 
     def __call__(self, record: dict) -> dict:
-        if self.is_train:
+        if self.is_train or self.known_objects is not None or self.known_labels:
             check_annotations(record, num_classes=self.num_classes)
         loaded = load_image(record["file_name"], self.image_format, exif=self.exif, max_pixels=self.max_pixels)
         output = {**record, **self._checked_size(record, loaded)}
@@ -85,7 +93,19 @@ class DetectionMapper:
         annotations = output.pop("annotations", ())  # images of a dataset without annotations are background
         if self.is_train:
             output["instances"] = _make_instances(annotations, transforms, augmented.image.shape[:2])
-        return output
+        return output | self._known(annotations, transforms, augmented.image.shape[:2])
+
+    def _known(self, annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]) -> dict:
+        """What the model is told about the image."""
+        known = {}
+        if self.known_objects is not None:
+            told = [annotation for annotation in annotations if annotation["category_id"] in self.known_objects]
+            instances = _make_instances(told, transforms, size)
+            known |= {"known_boxes": instances.gt_boxes, "known_labels": instances.gt_classes}
+        if self.known_labels:
+            instances = _make_instances(annotations, transforms, size)
+            known["known_classes"] = sorted(set(instances.gt_classes.tolist()))
+        return known
 
     def _checked_size(self, record: dict, loaded: LoadedImage) -> dict[str, int]:
         """The image's height and width. Raises DataError if the dict has other ones."""

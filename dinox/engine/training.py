@@ -26,6 +26,8 @@ from dinox.checkpoint.loading import Checkpointer, load_weights
 from dinox.data.checks import check_data, dataset_names
 from dinox.data.class_numbering import number_like_checkpoint
 from dinox.data.conversions import conversions_counted
+from dinox.data.errors import DataError
+from dinox.data.problems import listed
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.logs import Console, RunLog
 from dinox.engine.matching import MatchingMetricsHook
@@ -229,7 +231,21 @@ def _number_classes_like(description: CheckpointDescription, cfg: DictConfig) ->
     """The data may number its classes otherwise than the data that the checkpoint was trained on."""
     if description.class_names is not None:
         for name in dataset_names(cfg.dataloader.test):
+            _check_numbers_of_known(name, description, cfg)
             number_like_checkpoint(name, description.class_names, checkpoint=description.origin)
+
+
+def _check_numbers_of_known(dataset: str, description: CheckpointDescription, cfg: DictConfig) -> None:
+    """What the loader tells the model of an image has the numbers that its dataset had when it was loaded."""
+    told = [key for key in ("known_objects", "known_labels") if OmegaConf.select(cfg.dataloader.test, f"mapper.{key}")]
+    names = MetadataCatalog.get(dataset).get("thing_classes")
+    if told and names is not None and list(names) != list(description.class_names):
+        raise DataError(
+            f"dataloader.test.mapper.{told[0]}: the model would be told other classes, since {description.origin} "
+            f"numbers them {listed(description.class_names, total=len(description.class_names))}, and dataset "
+            f"{dataset!r} {listed(names, total=len(names))}. Give the 'categories' of its json the checkpoint's order, "
+            "or set dataloader.test.dataset.numbered_like to the dataset that was trained on"
+        )
 
 
 def _class_names(cfg: DictConfig) -> list[str] | None:

@@ -83,6 +83,8 @@ def load_detector(
     if weights is not None:
         load_weights(model, weights, purpose="evaluate")
     names = _class_names(cfg, description)
+    if getattr(model, "class_names", names) is None:  # what is known of an image can be said by name
+        model.class_names = names
     return Detector(
         model=_moved(model, torch_device).eval(),
         resize=resize,

@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
 
 from dinox.data import DataError
@@ -22,6 +22,8 @@ from dinox.inference.exported import EXPORTED, load_exported
 from dinox.inference.images import CHANNEL_ORDERS, ImageLike, image_name, is_image, to_rgb
 from dinox.inference.supervision import to_supervision
 from dinox.inference.tiling import OVERLAP, make_tiles, merge_tiles, overlap_in_pixels
+from dinox.modeling import DetectionTransformer
+from dinox.modeling.meta_arch.known_inputs import boxes_inside
 from dinox.utils.suggest import did_you_mean
 
 SCORE_THRESHOLD = 0.3
@@ -155,6 +157,39 @@ class Predictor:
         if self.tile is not None:
             return (self._detect_in_tiles(image, name) for name, image in images)
         return self._detect_in_batches(iter(images))
+
+    def with_known(
+        self,
+        image: ImageLike,
+        *,
+        boxes: Any = None,
+        labels: Sequence[str | int] | None = None,
+        classes: Sequence[str | int] | None = None,
+    ) -> Instances:
+        """Detections in one image of which something is known, by a model that was trained for it (DN-DETR, section
+        5.7).
+
+        Args:
+            image: as for calling the predictor; it is not cut into tiles.
+            boxes: (n, 4) of objects that are there, absolute x0, y0, x1, y1 in the frame of the image as it was given.
+                They are not among the detections.
+            labels: their classes, names or indices.
+            classes: all classes that are in the image, names or indices; None: nobody knows them.
+
+        Raises ValueError saying what is wrong with what is known.
+        """
+        if not isinstance(self.detector.model, DetectionTransformer):
+            raise ValueError(f"{self.weights}: an exported model takes nothing but images: give its checkpoint")
+        name = image_name(image, 0)
+        pixels = self.read(image, name=name)
+        inputs = self.detector.prepare(pixels, name=name)
+        known = {"known_labels": labels, "known_classes": classes}
+        if boxes is not None:
+            given, seen = pixels.shape[:2], inputs["image"].shape[-2:]
+            boxes = Boxes(boxes_inside(boxes, given, name))
+            boxes.scale(seen[1] / given[1], seen[0] / given[0])
+            known["known_boxes"] = boxes
+        return self._detect([inputs | {key: value for key, value in known.items() if value is not None}])[0]
 
     def to_supervision(self, instances: Instances) -> Any:
         """``supervision.Detections`` with class names in ``data["class_name"]``; needs that package."""

@@ -9,13 +9,23 @@ from dinox.structures.boxes import (
 )
 from dinox.structures.memory import FeaturePyramid, Memory, flatten_pyramid
 from dinox.structures.predictions import BACKGROUND, MatchedPredictions, PredictionSet, RawPredictions
-from dinox.structures.queries import MATCHING, Proposals, QueryContext, QueryGroup, build_attention_mask
+from dinox.structures.queries import (
+    ANY_CLASS,
+    MATCHING,
+    KnownClasses,
+    Proposals,
+    QueryContext,
+    QueryGroup,
+    build_attention_mask,
+)
 from dinox.structures.targets import Targets, TargetView
 
 __all__ = [
+    "ANY_CLASS",
     "BACKGROUND",
     "MATCHING",
     "FeaturePyramid",
+    "KnownClasses",
     "MatchedPredictions",
     "Memory",
     "PredictionSet",

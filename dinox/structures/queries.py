@@ -14,6 +14,7 @@ from torch import Tensor
 from dinox.structures.memory import Memory
 from dinox.structures.targets import Targets, TargetView
 
+ANY_CLASS = -1
 MATCHING = "matching"  # the group whose predictions are the detections
 
 
@@ -32,6 +33,7 @@ class QueryGroup:
     repeats: how many predictions per object a matcher is to make positive; losses are divided by as many.
     target_view: which of the batch's objects this group learns, and as what; None: all, as they are. ``target_index``
     counts in the view.
+    only_class: (B, N) int64, the one class that a query may detect, -1 = any; None: all may detect any.
     """
 
     name: str
@@ -44,6 +46,7 @@ class QueryGroup:
     target_index: Tensor | None = None
     repeats: int = 1
     target_view: TargetView | None = None
+    only_class: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -73,12 +76,22 @@ class Proposals:
 
 
 @dataclass(frozen=True)
+class KnownClasses:
+    """Which classes are in every image. labels: (B, C) int64, -1 = any class, for images of which nothing is known.
+    valid: (B, C) bool; False where an image has fewer classes than the batch has places."""
+
+    labels: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
 class QueryContext:
     """All that the maker of a query group may look at.
 
     memory: None for groups that are made without looking at it. proposals: None without query selection. targets: None
     at inference. generator: of all randomness; None: torch's default one. label_embedding: class labels -> content
     queries, where groups share one. known: objects that the user has given at inference; None: nothing is known.
+    known_classes: the classes that the user has said are in the images; None: nobody has said any.
     """
 
     memory: Memory | None = None
@@ -87,6 +100,7 @@ class QueryContext:
     generator: torch.Generator | None = None
     label_embedding: Callable[[Tensor], Tensor] | None = None
     known: Targets | None = None
+    known_classes: KnownClasses | None = None
 
 
 def build_attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:

@@ -32,7 +32,10 @@ class Targets:
 
     def of_classes(self, classes: Sequence[int]) -> Targets:
         """Only the objects of these classes, in their order."""
-        wanted = torch.isin(self.labels, torch.tensor(list(classes), device=self.labels.device)) & self.valid
+        return self.select(torch.isin(self.labels, torch.tensor(list(classes), device=self.labels.device)))
+
+    def select(self, wanted: Tensor) -> Targets:
+        """Only the objects where ``wanted`` (B, M) is True, in their order."""
         kept = [image[:count].nonzero()[:, 0] for image, count in zip(wanted, self.counts, strict=True)]
         return self.from_lists(
             [labels[index] for labels, index in zip(self.labels, kept, strict=True)],

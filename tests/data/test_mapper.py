@@ -324,3 +324,39 @@ def test_bad_annotation_is_named_by_file_and_position(image):
     given = record(image, (1, 2, 3, 4))
     with pytest.raises(DataError, match="'category_id': expected a class index from 0 to 0, got 1"):
         mapper(num_classes=1)(given)
+
+
+# ---------------------------------------------------------------------------------------------- what the model is told
+
+
+def record_of_classes(image) -> dict:
+    """Objects of the classes 1, 2 and 2, and a crowd of class 3."""
+    output = record(image, (4, 6, 20, 10), (30, 20, 16, 20), (0, 0, 8, 8), (10, 10, 20, 20))
+    for annotation, category in zip(output["annotations"], (1, 2, 2, 3), strict=True):
+        annotation["category_id"] = category
+    output["annotations"][3]["iscrowd"] = 1
+    return output
+
+
+def test_known_objects_are_those_of_some_classes_in_the_frame_of_the_image(image):
+    double = T.Resize((2 * HEIGHT, 2 * WIDTH))
+    output = mapper(double, is_train=False, known_objects=[2, 3])(record_of_classes(image))
+    assert output["known_boxes"].tensor.tolist() == [[60, 40, 92, 80], [0, 0, 16, 16]]
+    assert output["known_labels"].tolist() == [2, 2]
+    assert not {"instances", "annotations", "known_classes"} & output.keys()
+
+
+def test_known_labels_are_the_classes_of_all_objects(image):
+    output = mapper(is_train=False, known_labels=True)(record_of_classes(image))
+    assert output["known_classes"] == [1, 2]
+    assert not {"known_boxes", "known_labels"} & output.keys()
+
+
+def test_nothing_is_told_unless_asked(image):
+    output = mapper(is_train=False)(record_of_classes(image))
+    assert not {"known_boxes", "known_labels", "known_classes", "instances"} & output.keys()
+
+
+def test_an_image_without_objects_knows_of_none(image):
+    output = mapper(is_train=False, known_objects=[1], known_labels=True)(record(image))
+    assert len(output["known_boxes"]) == len(output["known_labels"]) == len(output["known_classes"]) == 0

@@ -172,6 +172,22 @@ def test_row_15_a_checkpoint_keeps_its_numbering(dinox, train, config, spoil, ou
     assert "model_final.pth detects cat, dog, but dataset 'own_val' has the classes dog, horse" in err
 
 
+def test_row_15_a_model_is_not_told_classes_by_other_numbers_than_its_own(dinox, train, config, spoil, output_dir):
+    train("train.max_iter=1", "train.eval_period=0")
+    spoil(renumbered((1, 2), ("dog", "cat")), "val")
+    forget("own_val")
+    weights, known = (
+        f"train.init_checkpoint={output_dir / 'model_final.pth'}",
+        "dataloader.test.mapper.known_labels=True",
+    )
+    arguments = ("eval", "--config-file", config, f"train.output_dir={output_dir}", weights, known)
+    assert dinox(*arguments)[0] == 0
+    forget("own_val")
+    code, _, err = dinox(*arguments, "dataloader.test.dataset.numbered_like=null")
+    assert code == 2
+    assert "dataloader.test.mapper.known_labels: the model would be told other classes" in err
+
+
 def test_row_15_other_names_in_the_validation_set_are_an_error(train, check, spoil, output_dir, tmp_path):
     spoil(lambda coco: coco["categories"][1].update(name="horse"), "val")
     stops(train(), output_dir, "'own_train' and 'own_val' have different classes", "dog", "horse")

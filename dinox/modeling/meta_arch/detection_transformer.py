@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dinox.modeling.meta_arch.from_yaml import arguments_from_yaml
+from dinox.modeling.meta_arch.known_inputs import KnownInputs
 from dinox.structures import (
+    ANY_CLASS,
     MATCHING,
     FeaturePyramid,
+    KnownClasses,
     Memory,
     PredictionSet,
     Proposals,
@@ -78,6 +81,7 @@ class DetectionTransformer(nn.Module):
         criterion: predictions and targets to losses; None: a model for inference only.
         postprocess: raw predictions to ``Instances``.
         num_classes, num_queries, embed_dim: the numbers that the parts of a config refer to.
+        class_names: by class index; None: nobody has said them. Known classes can be given by these names.
         pixel_mean, pixel_std: of the channels in ``input_format``, on 0..255.
     """
 
@@ -100,6 +104,7 @@ class DetectionTransformer(nn.Module):
         pixel_mean: Sequence[float] = (123.675, 116.28, 103.53),
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         input_format: str = "RGB",
+        class_names: Sequence[str] | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -113,6 +118,7 @@ class DetectionTransformer(nn.Module):
         self.postprocess = postprocess
         self.num_classes, self.num_queries, self.embed_dim = num_classes, num_queries, embed_dim
         self.input_format = input_format
+        self.class_names = class_names
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -131,7 +137,9 @@ class DetectionTransformer(nn.Module):
         Args:
             batched_inputs: dicts with ``image``, (3, H, W) in ``input_format`` order, 0..255; optionally ``height`` and
                 ``width`` of the output; ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of ``image``) and
-                ``gt_classes`` in training. Other keys are ignored.
+                ``gt_classes`` in training. At inference, of models that were trained for it: ``known_boxes`` (n, 4), in
+                the same frame, with ``known_labels`` (n,) are objects that help to detect the others, and
+                ``known_classes`` are all classes that are there (DN-DETR, section 5.7). Other keys are ignored.
 
         Returns:
             in training, a dict of weighted scalar losses; else a list of ``{"instances": Instances}`` with
@@ -149,12 +157,7 @@ class DetectionTransformer(nn.Module):
         """Detections; ``do_postprocess`` rescales them to ``height`` and ``width``, clips, and drops empty boxes."""
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
         detections = self.postprocess(self.raw_predictions(batched_inputs), sizes)
-        if not do_postprocess:
-            return detections
-        return [
-            {"instances": detector_postprocess(found, x.get("height", size[0]), x.get("width", size[1]))}
-            for found, x, size in zip(detections, batched_inputs, sizes, strict=True)
-        ]
+        return in_output_frames(detections, batched_inputs) if do_postprocess else detections
 
     def raw_predictions(self, batched_inputs: list[dict[str, Any]]) -> RawPredictions:
         """Predictions of the matching group before post-processing, in the current mode; needs no ground truth."""
@@ -168,11 +171,15 @@ class DetectionTransformer(nn.Module):
     ) -> Predictions:
         """Everything from images to the predictions of all groups.
 
-        Groups made from ground truth need ``targets``; ``generator``, on the model's device, draws their noise.
+        Groups made from ground truth need ``targets``; ``generator``, on the model's device, draws their noise. Without
+        ``targets``, what the inputs say is known is used.
         """
-        memory = self.encode(self.preprocess_image(batched_inputs))
+        images, known = self.preprocess_image(batched_inputs), {}
+        if targets is None:
+            known = self.prepare_known(batched_inputs)
+        memory = self.encode(images)
         proposals = None if self.query_selection is None else self.query_selection(memory)
-        return self.decode(memory, proposals, targets, generator)
+        return self.decode(memory, proposals, targets, generator, **known)
 
     def decode(
         self,
@@ -180,9 +187,13 @@ class DetectionTransformer(nn.Module):
         proposals: Proposals | None,
         targets: Targets | None = None,
         generator: torch.Generator | None = None,
+        known: Targets | None = None,
+        known_classes: KnownClasses | None = None,
     ) -> Predictions:
         """From the encoder's memory and proposals to the predictions of all groups."""
-        groups = self.query_groups(QueryContext(memory, proposals, targets, generator))
+        groups = self.query_groups(
+            QueryContext(memory, proposals, targets, generator, known=known, known_classes=known_classes)
+        )
         decoded = self.decoder(groups, memory, self.heads.boxes)
         logits = torch.stack([self.heads.logits(i, states) for i, states in enumerate(decoded.states)])
         boxes = torch.stack(
@@ -194,7 +205,12 @@ class DetectionTransformer(nn.Module):
         sizes = [group.size for group in groups]
         sets = {
             group.name: PredictionSet(
-                group.name, group_logits, group_boxes, group.target_index, group.repeats, group.target_view
+                group.name,
+                _of_only_class(group_logits, group.only_class, self.num_classes),
+                group_boxes,
+                group.target_index,
+                group.repeats,
+                group.target_view,
             )
             for group, group_logits, group_boxes in zip(
                 groups, logits.split(sizes, 2), boxes.split(sizes, 2), strict=True
@@ -222,6 +238,15 @@ class DetectionTransformer(nn.Module):
             )
         instances = [x["instances"] for x in batched_inputs]
         return Targets.from_instances(instances, num_classes=self.num_classes, names=names, device=self.device)
+
+    def prepare_known(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the inputs say is known, as ``known`` and ``known_classes`` of ``decode``."""
+        names = _names(batched_inputs)
+        known = KnownInputs(num_classes=self.num_classes, class_names=self.class_names, device=self.device)
+        return {
+            "known": known.objects(batched_inputs, names),
+            "known_classes": known.classes(batched_inputs, names),
+        }
 
     def encode(self, images: list[Tensor]) -> Memory:
         """Images (3, H, W) of any sizes to the encoder's memory."""
@@ -265,6 +290,25 @@ class DetectionTransformer(nn.Module):
             height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
             padded.append(torch.stack([_pad(levels[level], height, width) for levels in maps]))
         return FeaturePyramid(padded, valid)
+
+
+def in_output_frames(detections: list[Instances], batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    """Detections in the frames of the images to those of ``height`` and ``width``, clipped; empty boxes dropped."""
+    outputs = []
+    for found, x in zip(detections, batched_inputs, strict=True):
+        height, width = found.image_size
+        outputs.append({"instances": detector_postprocess(found, x.get("height", height), x.get("width", width))})
+    return outputs
+
+
+def _of_only_class(logits: Tensor, only_class: Tensor | None, num_classes: int) -> Tensor:
+    """logits: (A, B, N, K), of other classes than the one that a query may detect as low as they can be."""
+    if only_class is None:
+        return logits
+    classes = torch.arange(logits.shape[-1], device=logits.device)  # a softmax has one more: no object
+    only = only_class[..., None]
+    excluded = (only != ANY_CLASS) & (classes != only) & (classes < num_classes)
+    return logits.masked_fill(excluded, torch.finfo(logits.dtype).min)
 
 
 def _names(batched_inputs: list[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from dinox.modeling.queries.groups import (
     FullVisibility,
     QueryGroups,
 )
+from dinox.modeling.queries.known_labels import KnownLabelQueries
 from dinox.modeling.queries.matching import (
     EmbeddedProposals,
     LearnedAnchors,
@@ -42,6 +43,11 @@ from dinox.modeling.queries.selection import (
     QuerySelection,
     proposal_logits,
 )
+from dinox.modeling.queries.splits import (
+    OneClassPerImage,
+    SplitAtRandom,
+    SplitByClass,
+)
 
 __all__ = [
     "AnchorBoxes",
@@ -58,6 +64,7 @@ __all__ = [
     "EmbeddedProposals",
     "FixedGroups",
     "FullVisibility",
+    "KnownLabelQueries",
     "LabelEmbedding",
     "LearnedAnchors",
     "LearnedContent",
@@ -65,6 +72,7 @@ __all__ = [
     "LearnedPositionedPoints",
     "LearnedPositions",
     "MatchingQueries",
+    "OneClassPerImage",
     "PatternContent",
     "PlacedQueries",
     "QueryGroups",
@@ -73,6 +81,8 @@ __all__ = [
     "RepeatedAnchors",
     "SelectedAnchors",
     "SelectedContent",
+    "SplitAtRandom",
+    "SplitByClass",
     "SummedEmbedding",
     "UnknownLabelContent",
     "ZeroContent",

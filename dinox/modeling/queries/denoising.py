@@ -92,7 +92,8 @@ class DynamicGroups:
 
 
 class DenoisingQueries(nn.Module):
-    """Makes the query group "denoising"; exists in training only.
+    """Makes the query group "denoising" in training. At inference it exists where objects are known: their boxes and
+    labels as they are, once; images that know fewer than others get padded slots, which nobody attends to.
 
     label_embedding: labels -> content; None: the one that all query groups share. box_noise: ``CenterShiftAndScale`` or
     ``ContrastiveBoxNoise``. groups: ``FixedGroups`` or ``DynamicGroups``. flip_probability: of every label, to a class
@@ -132,7 +133,7 @@ class DenoisingQueries(nn.Module):
 
     def forward(self, context: QueryContext) -> QueryGroup | None:
         if context.targets is None:
-            return None
+            return self._known_objects(context)
         slots = max_across_ranks(context.targets.max_count)  # M, the same on all ranks, and so G
         objects = self._fill_slots(context.targets, min(slots, self.max_objects), context.generator)
         num_groups = self._count_groups(objects.shape[1])
@@ -146,6 +147,22 @@ class DenoisingQueries(nn.Module):
             sees=frozenset({MATCHING}),
             subgroup_size=objects.shape[1] * self.box_noise.halves,
             target_index=self._positive_targets(objects, num_groups),
+        )
+
+    def _known_objects(self, context: QueryContext) -> QueryGroup | None:
+        known = context.known
+        if known is None or known.max_count == 0:
+            return None
+        content = torch.where(known.valid[..., None], label_embedding_of(self, context)(known.labels), 0.0)
+        boxes = inverse_sigmoid(known.boxes).sigmoid()  # saturated as in training
+        queries = self.placement(content, torch.where(known.valid[..., None], boxes, 0.5))
+        return QueryGroup(
+            GROUP_NAME,
+            queries.content,
+            queries.anchors,
+            queries.positions,
+            sees=frozenset({MATCHING}),
+            padding_mask=~known.valid,
         )
 
     def sample_noise(self, shape: tuple[int, int], copies: int, context: QueryContext) -> DenoisingNoise:

@@ -1,11 +1,11 @@
 """The named container of query-group makers."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import nn
 
-from dinox.structures import QueryContext, QueryGroup
+from dinox.structures import MATCHING, QueryContext, QueryGroup, TargetView
 
 
 class QueryGroups(nn.Module):
@@ -16,7 +16,8 @@ class QueryGroups(nn.Module):
 
     label_embedding: one that several groups share (DN-DETR: denoising queries and the unknown class of matching
     queries); reaches them as ``context.label_embedding``. visibility: from the groups to groups with other rules of who
-    sees whom; None: their own rules hold (DN-DETR, equation 7).
+    sees whom; None: their own rules hold (DN-DETR, equation 7). split: in training, which of the batch's objects each
+    group learns (:mod:`dinox.modeling.queries.splits`); its maker sees no other ones. None: all groups learn all.
     """
 
     def __init__(
@@ -24,20 +25,41 @@ class QueryGroups(nn.Module):
         *,
         label_embedding: nn.Module | None = None,
         visibility: Callable[[Sequence[QueryGroup]], list[QueryGroup]] | None = None,
+        split: Callable[[QueryContext], Mapping[str, TargetView]] | None = None,
         **makers: nn.Module | None,
     ):
         super().__init__()
         self.label_embedding = label_embedding
         self.visibility = visibility
+        self.split = split
         self._names = [name for name, maker in makers.items() if maker is not None]
         for name in self._names:
             self.add_module(name, makers[name])
 
     def forward(self, context: QueryContext) -> list[QueryGroup]:
         context = dataclasses.replace(context, label_embedding=self.label_embedding)
-        made = [(name, self[name](context)) for name in self]
-        groups = [dataclasses.replace(group, name=name) for name, group in made if group is not None]
-        return groups if self.visibility is None else self.visibility(groups)
+        views = self._split(context)
+        made = [self._make(name, context, views.get(name)) for name in self]
+        groups = [group for group in made if group is not None]
+        groups = groups if self.visibility is None else self.visibility(groups)
+        _check_known_is_used(groups, context)
+        return groups
+
+    def _split(self, context: QueryContext) -> Mapping[str, TargetView]:
+        if self.split is None or context.targets is None:
+            return {}
+        if context.proposals is not None:
+            raise ValueError(
+                "model.query_groups.split needs queries that are not selected: the encoder would learn to propose all "
+                "objects, also those that matching queries are not to learn. Set model.query_selection=null"
+            )
+        return self.split(context)
+
+    def _make(self, name: str, context: QueryContext, view: TargetView | None) -> QueryGroup | None:
+        if view is not None:
+            context = dataclasses.replace(context, targets=view(context.targets))
+        group = self[name](context)
+        return None if group is None else dataclasses.replace(group, name=name, target_view=view or group.target_view)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -60,3 +82,22 @@ class FullVisibility:
     def __call__(self, groups: Sequence[QueryGroup]) -> list[QueryGroup]:
         names = frozenset(group.name for group in groups)
         return [dataclasses.replace(g, sees=names - {g.name}, subgroup_size=None) for g in groups]
+
+
+def _check_known_is_used(groups: Sequence[QueryGroup], context: QueryContext) -> None:
+    """What the user knows has to reach the matching queries; else the detections would be the same without it."""
+    matching = next((group for group in groups if group.name == MATCHING), None)
+    if matching is None:
+        return
+    if context.known is not None and context.known.max_count > 0 and not matching.sees:
+        raise ValueError(
+            "known objects (known_boxes) would change nothing: the matching queries of this model see no other ones. "
+            "Use a model that was trained with known objects: model.query_groups.denoising and "
+            "model.query_groups.visibility=FullVisibility, as in dn_detr/known_objects_70_30"
+        )
+    if context.known_classes is not None and matching.only_class is None:
+        raise ValueError(
+            "known_classes would change nothing: the matching queries of this model take no labels. Use a model that "
+            "was trained with known labels: model.query_groups.matching.known_labels=KnownLabelQueries, as in "
+            "dn_detr/known_labels_10ep"
+        )

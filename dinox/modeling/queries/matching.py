@@ -20,6 +20,7 @@ Legend: B images, N queries, D channels, P patterns.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -214,19 +215,31 @@ class RepeatedAnchors(nn.Module):
 
 
 class MatchingQueries(nn.Module):
-    """The queries whose predictions are matched to objects in training, and are the detections at inference."""
+    """The queries whose predictions are matched to objects in training, and are the detections at inference.
 
-    def __init__(self, *, content: nn.Module, anchors: nn.Module):
+    known_labels: rewrites the group where the classes in an image are known (``KnownLabelQueries``); None: nobody knows
+    them.
+    """
+
+    def __init__(
+        self,
+        *,
+        content: nn.Module,
+        anchors: nn.Module,
+        known_labels: Callable[[QueryGroup, QueryContext], QueryGroup] | None = None,
+    ):
         super().__init__()
         self.content = content
         self.anchors = anchors
+        self.known_labels = known_labels
 
     def forward(self, context: QueryContext) -> QueryGroup:
         places = self.anchors(context)
         content = self.content(context, places.size)
-        return QueryGroup(
+        group = QueryGroup(
             MATCHING, content, places.anchors, positions=places.positions, padding_mask=places.padding_mask
         )
+        return group if self.known_labels is None else self.known_labels(group, context)
 
 
 class EmbeddedProposals(nn.Module):
