@@ -125,7 +125,7 @@ def _format_report(report: ModelReport, config: str) -> str:
         *(_about("detection", report.detection, report.batch_size) if report.detection else []),
         *(_about("training", report.training, report.batch_size) if report.training else []),
         "",
-        f"Next: dinox analyze model {config} model.num_queries=300   # or another setting of the config",
+        f"Next: dinox analyze model {config} --size 640 1024   # or settings, as model.num_classes=20",
     ]
     return "\n".join(lines)
 

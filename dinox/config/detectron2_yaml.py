@@ -174,6 +174,11 @@ def _set_detections(lazy: DictConfig, cfg: CfgNode) -> None:
 def _check_agreement(cfg: CfgNode, lazy: DictConfig) -> None:
     """What yaml users set by habit has to agree with the model, or it would be ignored in silence."""
     model = lazy.model
+    if _select(model, "num_classes") is None:
+        raise ConfigError(
+            f"MODEL.DINOX.CONFIG: {cfg.MODEL.DINOX.CONFIG} has no model.num_classes, so it is no detection "
+            "transformer; detectron2's own detectors are described by MODEL itself"
+        )
     for key, ours in _SAME.items():
         here, there = _get(cfg, key), _select(model, ours)
         if there is not None and _plain(here) != _plain(there):

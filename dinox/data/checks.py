@@ -10,7 +10,7 @@ from detectron2.structures import BoxMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dinox.data.boxes import box_fault, box_format_fault
-from dinox.data.class_numbering import class_names_of, own_class_names_of
+from dinox.data.class_numbering import class_names_of, number_of_classes, own_class_names_of
 from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES, check_coco_json, class_names, dataset_root_hint, read_coco_json
 from dinox.data.coco_problems import is_whole
 from dinox.data.errors import DataError
@@ -36,7 +36,7 @@ def check_data(cfg: DictConfig, *, training: bool = True) -> None:
 
     Raises DataError.
     """
-    num_classes = OmegaConf.select(cfg, "model.num_classes")
+    num_classes = number_of_classes(cfg)
     check_image_formats(cfg)
     loaders = {split: cfg.dataloader.get(split) for split in (("train", "test") if training else ("test",))}
     names = {split: dataset_names(loader) for split, loader in loaders.items()}

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from omegaconf import DictConfig, OmegaConf
 
 from dinox.data.errors import DataError
 from dinox.data.problems import listed
@@ -109,3 +110,12 @@ class _Renumbered:
             return record
         annotations = [{**a, "category_id": self._number[a["category_id"]]} for a in record["annotations"]]
         return {**record, "annotations": annotations}
+
+
+def number_of_classes(cfg: DictConfig) -> int | None:
+    """Of a LazyConfig's model; of another meta-architecture's, what its mapper says. None: it does not say."""
+    for key in ("model.num_classes", "dataloader.train.mapper.num_classes"):
+        number = OmegaConf.select(cfg, key, throw_on_resolution_failure=False)
+        if isinstance(number, int):
+            return number
+    return None

@@ -20,6 +20,7 @@ class QuerySelfAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
+        check_heads(embed_dim, num_heads)
         self.num_heads = num_heads
         self.attention = nn.MultiheadAttention(embed_dim, num_heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
@@ -42,6 +43,7 @@ class MemoryAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float = 0.0, mask_memory: bool = True):
         super().__init__()
+        check_heads(embed_dim, num_heads)
         self.attention = nn.MultiheadAttention(embed_dim, num_heads, dropout=dropout, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.mask_memory = mask_memory
@@ -64,6 +66,7 @@ class ConditionalSelfAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
+        check_heads(embed_dim, num_heads)
         self.content_query, self.position_query = _linear(embed_dim), _linear(embed_dim)
         self.content_key, self.position_key = _linear(embed_dim), _linear(embed_dim)
         self.value, self.output = _linear(embed_dim), _linear(embed_dim)
@@ -103,6 +106,7 @@ class ConditionalCrossAttention(nn.Module):
         mask_memory: bool = True,
     ):
         super().__init__()
+        check_heads(embed_dim, num_heads)
         self.content_query, self.place_query = _linear(embed_dim), _linear(embed_dim)
         self.position_query = _linear(embed_dim) if positions_in_content else None
         self.content_key, self.position_key = _linear(embed_dim), _linear(embed_dim)
@@ -112,16 +116,22 @@ class ConditionalCrossAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, content: Tensor, positions: Tensor, places: Tensor, memory: Memory, level_query: Tensor | None = None
+        self,
+        content: Tensor,
+        positions: Tensor,
+        anchor_embedding: Tensor,
+        memory: Memory,
+        level_query: Tensor | None = None,
     ) -> Tensor:
-        """content, positions (positional queries), places (sine embeddings of anchors) and, for several levels,
+        """content, positions (positional queries), anchor_embedding (sine) and, for several levels,
         level_query: (B, N, D). Returns (B, N, D).
         """
         query, key = self.content_query(content), self.content_key(memory.tokens)
         key_positions = self.position_key(memory.positions)
         if self.position_query is not None:
             query, key = query + self.position_query(positions), key + key_positions
-        query = torch.cat([self._heads(query), self._heads(self.place_query(places))], dim=-1)  # (B, H, N, 2 D / H)
+        places = self.place_query(anchor_embedding)
+        query = torch.cat([self._heads(query), self._heads(places)], dim=-1)  # (B, H, N, 2 D / H)
         key = torch.cat([self._heads(key), self._heads(key_positions)], dim=-1)
         padding = _padding(memory, self.mask_memory)
         blocked = None if padding is None else padding[:, None, None]  # (B, 1, 1, S)
@@ -148,6 +158,12 @@ class ConditionalCrossAttention(nn.Module):
 
 def _rate(dropout: nn.Dropout) -> float:
     return dropout.p if dropout.training else 0.0
+
+
+def check_heads(embed_dim: int, num_heads: int) -> None:
+    """Raise ValueError unless every head gets the same number of channels."""
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
 
 
 def _linear(embed_dim: int) -> nn.Linear:

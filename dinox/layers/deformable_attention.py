@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dinox.layers.attention import check_heads
 from dinox.ops import ms_deform_attn_fused
 from dinox.structures import Memory
 
@@ -37,8 +38,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float = 0.0):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
+        check_heads(embed_dim, num_heads)
         self.num_heads, self.num_levels, self.num_points = num_heads, num_levels, num_points
         samples = num_heads * num_levels * num_points
         self.sampling_offsets = nn.Linear(embed_dim, samples * 2)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dinox.layers.attention import check_heads
 from dinox.layers.feed_forward import MLP
 from dinox.layers.position_embedding import FULL_TURN, axis_positions, sine_features
 from dinox.structures import Memory
 
-_AXIS_TEMPERATURE = 10000
+_AXIS_TEMPERATURE = 10000  # the authors' code
 
 
 class RowColumnPositions(nn.Module):
@@ -43,14 +44,14 @@ class RowColumnPositions(nn.Module):
 class RowColumnAttention(nn.Module):
     """Attention first along x, then along y: the weight of a cell is that of its column times that of its row.
 
-    Keys of a column (row) come from the mean over its cells that are not padding. What is stored for N queries is
-    N (h + w) weights instead of N h w.
+    Keys of a column (row) come from the mean over its cells that are not padding; the authors' code counts padding in,
+    so that an image depends on its batch. What is stored for N queries is N (h + w) weights instead of N h w. For one
+    level.
     """
 
     def __init__(self, *, embed_dim: int, num_heads: int, dropout: float = 0.0):
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
+        check_heads(embed_dim, num_heads)
         self.num_heads = num_heads
         # Projections of x queries, y queries, x keys, y keys and values, stacked as in the authors' weights.
         self.in_proj_weight = nn.Parameter(torch.empty(5 * embed_dim, embed_dim))
@@ -63,6 +64,11 @@ class RowColumnAttention(nn.Module):
 
     def forward(self, x_query: Tensor, y_query: Tensor, memory: Memory) -> Tensor:
         """x_query, y_query: (B, N, D), embedded positions of each axis already added. Returns (B, N, D)."""
+        if len(memory.spatial_shapes) != 1:
+            raise ValueError(
+                f"row-column attention is for one level, but the memory has {len(memory.spatial_shapes)}: set "
+                "model.backbone.num_levels=1 and one map in out_features, or take another encoder and decoder"
+            )
         height, width = memory.spatial_shapes[0]
         inside = ~memory.padding_mask.unflatten(1, (height, width))  # (B, h, w)
         tokens = memory.tokens.unflatten(1, (height, width))

@@ -13,7 +13,7 @@ class SoftmaxLoss:
     """Classification loss of DETR; the last of the K + 1 logits is "no object".
 
     background_weight: of predictions without an object. The sum is divided by that of the weights, not by the number of
-    objects (see ``normaliser``).
+    objects (see ``normaliser``), and averaged over ranks like all normalisers here; DETR's code divides on every rank.
     """
 
     def __init__(self, *, background_weight: float = BACKGROUND_WEIGHT):

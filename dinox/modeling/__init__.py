@@ -5,7 +5,7 @@ from dinox.modeling.criterion import Criterion
 from dinox.modeling.decoder import ConditionalDecoder, DeformableDecoder, DenseDecoder, RowColumnDecoder
 from dinox.modeling.encoder import DeformableEncoder, DenseEncoder, MemoryBuilder, RowColumnEncoder
 from dinox.modeling.heads import PredictionHeads, SoftmaxHeads
-from dinox.modeling.meta_arch import DetectionTransformer
+from dinox.modeling.meta_arch import Denoising, DetectionTransformer
 from dinox.modeling.neck import ChannelMapper
 from dinox.modeling.postprocess import BestClassDetections, TopKDetections
 from dinox.modeling.queries import (
@@ -14,7 +14,6 @@ from dinox.modeling.queries import (
     CenterShiftAndScale,
     ClassAgnosticSelection,
     ContrastiveBoxNoise,
-    Denoising,
     DenoisingQueries,
     DynamicGroups,
     EmbeddedBoxes,

@@ -1,5 +1,7 @@
 """Denoising in a detector that has nothing else of dinox."""
 
+import math
+
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -90,10 +92,48 @@ def test_batches_without_objects_leave_gradients_everywhere():
         ({"center_shift": -0.1}, "center_shift must lie in"),
         ({"scale": 1.5}, "scale must lie in"),
         ({"flip_probability": 2}, "flip_probability must lie in"),
-        ({"weights": {"class": 1.0}}, "weights must be given for"),
+        ({"weights": {"class": 1.0}}, "loss weights are needed"),
         ({"num_groups": 0}, "num_groups"),
     ],
 )
 def test_impossible_settings_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         Denoising(num_classes=CLASSES, embed_dim=WIDTH, **options)
+
+
+def test_losses_of_each_layer_are_those_of_the_criterion_by_hand():
+    """One object, one group, no noise: the denoising query holds the object, and predicts boxes that are off by 0.1."""
+    denoising = Denoising(num_classes=2, embed_dim=4, num_groups=1, center_shift=0.0, scale=0.0, flip_probability=0.0)
+    box = torch.tensor([[0.5, 0.5, 0.2, 0.2]])
+    queries = denoising([torch.tensor([1])], [box], torch.zeros(1, 3, 4), torch.full((1, 3, 4), 0.5))
+    assert queries.size == 1
+    torch.testing.assert_close(queries.anchors[0, :1], box)
+    predicted = torch.full((2, 1, 4, 4), 0.5)  # two layers, one image, one denoising query before three others
+    predicted[:, 0, 0] = torch.tensor([0.6, 0.5, 0.2, 0.2])
+    losses = denoising.losses(queries, torch.zeros(2, 1, 4, 2), predicted)
+    assert set(losses) == {f"loss_{name}_dn{layer}" for name in ("class", "bbox", "giou") for layer in ("", "_0")}
+    assert losses["loss_bbox_dn_0"].item() == pytest.approx(5 * 0.1)
+    assert losses["loss_class_dn"].item() == pytest.approx((0.25 + 0.75) * 0.25 * math.log(2))
+    # The boxes overlap by half: IoU 1/3, and the enclosing box is the union.
+    assert losses["loss_giou_dn"].item() == pytest.approx(2 * (1 - 1 / 3), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "boxes", "message"),
+    [
+        ([[3]], [[[0.5, 0.5, 0.1, 0.1]]], r"labels\[0\]: expected 0 <= label < 3, got 3"),
+        ([[0]], [[[50.0, 50.0, 10.0, 10.0]]], r"boxes\[0\]: .* divide pixels by the image's size"),
+        ([[0]], [[[float("nan"), 0.5, 0.1, 0.1]]], r"boxes\[0\]: expected"),
+        ([[0, 1]], [[[0.5, 0.5, 0.1, 0.1]]], r"boxes\[0\]: expected shape \(2, 4\), got \(1, 4\)"),
+        ([[0], [0]], [[[0.5, 0.5, 0.1, 0.1]]], "expected labels and boxes of each of the 1 images, got 2 and 1"),
+    ],
+)
+def test_objects_that_cannot_be_are_errors(labels, boxes, message):
+    denoising = Denoising(num_classes=CLASSES, embed_dim=4)
+    with pytest.raises(ValueError, match=message):
+        denoising(
+            [torch.tensor(each) for each in labels],
+            [torch.tensor(each) for each in boxes],
+            torch.zeros(1, 2, 4),
+            torch.full((1, 2, 4), 0.5),
+        )

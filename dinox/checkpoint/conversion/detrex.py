@@ -28,19 +28,18 @@ from dinox.checkpoint.conversion.deformable_detr import (
 )
 from dinox.checkpoint.conversion.parts import count_decoder_layers
 from dinox.checkpoint.conversion.rules import Constant, Duplicate, Ignore, Rename, Rule
+from dinox.losses.softmax import BACKGROUND_WEIGHT
 
 _CONSTANTS: Sequence[Rule] = (
     Ignore("pixel_mean", "a constant, which the config has"),
     Ignore("pixel_std", "a constant, which the config has"),
 )
 
-_NO_OBJECT_WEIGHT = 0.1  # of every published DETR
-
 
 def _make_class_weights(weights: Mapping[str, Tensor]) -> Tensor:
     """(K + 1,): the weight of every class in DETR's loss, last that of "no object"."""
     weight = torch.ones_like(weights["heads.class_heads.0.bias"])
-    weight[-1] = _NO_OBJECT_WEIGHT
+    weight[-1] = BACKGROUND_WEIGHT
     return weight
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.data.class_numbering import number_of_classes
 from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES
 from dinox.data.skipping import DEFAULT_MAX_BAD
 
@@ -41,8 +42,8 @@ class ModelLimits:
         short_edge, max_size = _training_size(cfg)
         return cls(
             config=name,
-            num_classes=_number(cfg, "model.num_classes"),
-            num_queries=_number(cfg, "model.num_queries"),
+            num_classes=number_of_classes(cfg),
+            num_queries=_num_queries(cfg),
             num_detections=_number(cfg, "model.postprocess.num_detections"),
             denoising_objects=_denoising_objects(cfg),
             short_edge=short_edge,
@@ -53,6 +54,13 @@ class ModelLimits:
             validation_max_bad_boxes=_value(cfg, "dataloader.test.dataset.max_bad_boxes", DEFAULT_MAX_BAD_BOXES),
             filter_empty=_value(cfg, "dataloader.train.dataset.filter_empty", True),
         )
+
+
+def _num_queries(cfg: DictConfig) -> int | None:
+    """Of all patterns, where every anchor has several."""
+    queries = _number(cfg, "model.num_queries")
+    patterns = _number(cfg, "model.query_groups.matching.anchors.times")
+    return queries if queries is None or patterns is None else queries * patterns
 
 
 def _denoising_objects(cfg: DictConfig) -> int | None:

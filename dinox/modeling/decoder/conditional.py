@@ -24,7 +24,6 @@ from dinox.layers import (
 from dinox.modeling.decoder.layers import (
     DecoderOutput,
     LookForward,
-    Positions,
     Refine,
     check_choice,
     check_groups,
@@ -54,12 +53,17 @@ class ConditionalDecoder(nn.Module):
         activation: Activation = "relu",
         anchor_dim: Literal[2, 4] = 4,
         look_forward: LookForward | None = "twice",
-        positions: Positions = "anchors",
+        positions: Literal["anchors", "given"] = "anchors",
         mask_memory: bool = True,
     ):
         super().__init__()
         check_choice("anchor_dim", anchor_dim, Literal[2, 4])
         check_choice("look_forward", look_forward, LookForward, or_none=True)
+        if anchor_dim == 2 and look_forward is not None:
+            raise ValueError(
+                f"look_forward = {look_forward!r} refines boxes from layer to layer, but anchor_dim is 2: points stay "
+                "where they are. Set look_forward=null, or anchor_dim=4"
+            )
         check_choice("positions", positions, Literal["anchors", "given"])
         self.anchor_dim, self.look_forward, self.positions = anchor_dim, look_forward, positions
         self.num_levels = num_levels
@@ -72,7 +76,8 @@ class ConditionalDecoder(nn.Module):
 
         given = positions == "given"
         self.position_head = None if given else network(anchor_dim * self.num_features, embed_dim)
-        self.place_scale = network(embed_dim, embed_dim)
+        # The first layer has no use for it.
+        self.place_scale = network(embed_dim, embed_dim) if num_layers > 1 else None
         self.size_head = network(embed_dim, 2) if anchor_dim == 4 else None
         self.layers = nn.ModuleList(
             DecoderLayer(
@@ -103,27 +108,27 @@ class ConditionalDecoder(nn.Module):
         def layer(i: int, states: Tensor, anchors: Tensor) -> Tensor:
             embedded = sine_anchor_embedding(anchors, self.num_features).to(states.dtype)  # (B, N, 2 D or D)
             positions = self.position_head(embedded) if given is None else given
-            places = self._places(i, states, anchors, embedded)
+            wanted = self._wanted(i, states, anchors, embedded)
             level_query = (
                 self.layers[i].self_attention.project_query(states, positions) if self.num_levels > 1 else None
             )
             return self.layers[i](
-                states, positions, blocked, lambda attention, x: attention(x, positions, places, memory, level_query)
+                states, positions, blocked, lambda attention, x: attention(x, positions, wanted, memory, level_query)
             )
 
         return decode_layer_by_layer(
             groups, len(self.layers), layer, refine=refine, look_forward=self.look_forward, norm=self.norm
         )
 
-    def _places(self, i: int, states: Tensor, anchors: Tensor, embedded: Tensor) -> Tensor:
+    def _wanted(self, i: int, states: Tensor, anchors: Tensor, embedded: Tensor) -> Tensor:
         """(B, N, D) what is compared with the positions of the memory: the embedded centre (y, then x), scaled by the
         state, and by how much wider (higher) the box should be than it is (DAB-DETR, equation 6).
         """
-        places = embedded[..., : 2 * self.num_features]
+        wanted = embedded[..., : 2 * self.num_features]
         if i > 0:
-            places = places * self.place_scale(states)
+            wanted = wanted * self.place_scale(states)
         if self.size_head is None:
-            return places
+            return wanted
         stretch = self.size_head(states).sigmoid() / anchors[..., 2:]  # (B, N, 2): of x, of y
-        y, x = places.chunk(2, dim=-1)
+        y, x = wanted.chunk(2, dim=-1)
         return torch.cat([y * stretch[..., 1:], x * stretch[..., :1]], dim=-1)

@@ -62,7 +62,7 @@ class DeformableDecoder(nn.Module):
         if positions != "given":
             width = 4 * self.num_features
             self.position_head = MLP(in_dim=width, hidden_dim=embed_dim, out_dim=embed_dim, num_layers=2)
-        if positions == "scaled_anchors":
+        if positions == "scaled_anchors" and num_layers > 1:  # the first layer has no use for it
             self.position_scale = MLP(in_dim=embed_dim, hidden_dim=embed_dim, out_dim=embed_dim, num_layers=2)
         self.layers = nn.ModuleList(
             DecoderLayer(

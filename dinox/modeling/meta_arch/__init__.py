@@ -1,5 +1,6 @@
-"""The meta-architecture."""
+"""The meta-architecture, and what other meta-architectures may take of it."""
 
 from dinox.modeling.meta_arch.detection_transformer import DetectionTransformer
+from dinox.modeling.meta_arch.plug_in import DenoisedQueries, Denoising
 
-__all__ = ["DetectionTransformer"]
+__all__ = ["DenoisedQueries", "Denoising", "DetectionTransformer"]

@@ -36,8 +36,9 @@ class _ConvNorm(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
         self.norm = group_norm(out_channels) if norm == "GN" else nn.Identity()
-        nn.init.xavier_uniform_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        if norm == "GN":  # Deformable DETR's; DETR leaves torch's initialisation
+            nn.init.xavier_uniform_(self.conv.weight)
+            nn.init.zeros_(self.conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))

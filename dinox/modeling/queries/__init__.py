@@ -37,7 +37,6 @@ from dinox.modeling.queries.placement import (
     PlacedQueries,
     SummedEmbedding,
 )
-from dinox.modeling.queries.plug_in import DenoisedQueries, Denoising
 from dinox.modeling.queries.selection import (
     ClassAgnosticSelection,
     QuerySelection,
@@ -55,8 +54,6 @@ __all__ = [
     "CenterShiftAndScale",
     "ClassAgnosticSelection",
     "ContrastiveBoxNoise",
-    "DenoisedQueries",
-    "Denoising",
     "DenoisingNoise",
     "DenoisingQueries",
     "DynamicGroups",

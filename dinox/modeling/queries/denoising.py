@@ -3,7 +3,7 @@
 A group's queries are laid out as G sub-groups x P halves x M slots: P = 1 for DN-DETR (positives only), P = 2 for the
 contrastive form (positives, then negatives); object j of an image sits at slot j of every half. Images with fewer
 objects leave padded slots at the end of each half: content 0, anchor in the middle of the image. Those attend and are
-trained as background like negatives, as in the authors' code.
+trained as background like negatives, as in detrex and DINO's code; DN-DETR's authors leave them out of the loss.
 
 Legend: B images, C = G * P copies of the ground truth, M slots, D channels.
 """

@@ -170,7 +170,9 @@ class LearnedPositionedPoints(nn.Module):
         self.embedding = nn.Embedding(num_queries, embed_dim)
         self.point_head = MLP(in_dim=embed_dim, hidden_dim=embed_dim, out_dim=2, num_layers=num_layers)
         xavier_init(self.point_head)
-        nn.init.zeros_(self.point_head.layers[-1].bias)
+        if num_layers == 1:  # Deformable DETR's code
+            nn.init.xavier_normal_(self.point_head.layers[0].weight)
+            nn.init.zeros_(self.point_head.layers[0].bias)
 
     def forward(self, context: QueryContext) -> QueryPlaces:
         positions = self.embedding.weight.expand(context.memory.tokens.shape[0], -1, -1)

@@ -53,7 +53,7 @@ class SummedEmbedding(nn.Module):
         self.box_embedding = nn.Linear(4, embed_dim)
 
     def forward(self, content: Tensor, boxes: Tensor) -> PlacedQueries:
-        return PlacedQueries(torch.zeros_like(content), positions=self.box_embedding(boxes) + content)
+        return PlacedQueries(torch.zeros_like(content), positions=self.box_embedding(boxes.to(content.dtype)) + content)
 
 
 class EmbeddedBoxes(nn.Module):
@@ -70,4 +70,4 @@ class EmbeddedBoxes(nn.Module):
         self.anchor_dim = anchor_dim
 
     def forward(self, content: Tensor, boxes: Tensor) -> PlacedQueries:
-        return PlacedQueries(content, boxes[..., : self.anchor_dim], self.box_embedding(boxes))
+        return PlacedQueries(content, boxes[..., : self.anchor_dim], self.box_embedding(boxes.to(content.dtype)))

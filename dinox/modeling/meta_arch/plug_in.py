@@ -12,14 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dinox.losses import FocalLoss, GIoULoss, L1Loss
-from dinox.modeling.queries.denoising import (
-    CenterShiftAndScale,
-    DenoisingQueries,
-    FixedGroups,
-    LabelEmbedding,
-)
-from dinox.structures import MATCHING, MatchedPredictions, QueryContext, QueryGroup, Targets, build_attention_mask
-from dinox.utils.distributed import average_across_ranks
+from dinox.modeling.criterion import Criterion
+from dinox.modeling.queries import CenterShiftAndScale, DenoisingQueries, FixedGroups, LabelEmbedding
+from dinox.structures import MATCHING, PredictionSet, QueryContext, QueryGroup, Targets, build_attention_mask
 
 _WEIGHTS = {"class": 1.0, "bbox": 5.0, "giou": 2.0}  # DN-DETR's
 
@@ -72,8 +67,6 @@ class Denoising(nn.Module):
         weights: Mapping[str, float] = _WEIGHTS,
     ):
         super().__init__()
-        if set(weights) != set(_WEIGHTS):
-            raise ValueError(f"weights must be given for {sorted(_WEIGHTS)}, got {sorted(weights)}")
         self.queries = DenoisingQueries(
             num_classes=num_classes,
             label_embedding=LabelEmbedding(num_classes=num_classes, embed_dim=embed_dim),
@@ -82,8 +75,10 @@ class Denoising(nn.Module):
             flip_probability=flip_probability,
             max_queries=max_queries,
         )
-        self.parts = {"class": FocalLoss(), "bbox": L1Loss(), "giou": GIoULoss()}
-        self.weights = dict(weights)
+        # Targets are known by construction: there is nothing to match.
+        self.criterion = Criterion(
+            matcher=None, class_loss=FocalLoss(), bbox_loss=L1Loss(), giou_loss=GIoULoss(), weights=weights
+        )
 
     def forward(
         self,
@@ -95,7 +90,10 @@ class Denoising(nn.Module):
     ) -> DenoisedQueries:
         """labels: B tensors (M_b,) int64; boxes: B tensors (M_b, 4), normalised cxcywh. content (B, N, D) and anchors
         (B, N, 4) normalised cxcywh: the detector's own queries, which see nothing of the others.
+
+        Raises ValueError: labels outside of the classes, boxes outside of [0, 1], numbers that do not fit.
         """
+        self._check(labels, boxes, content)
         targets = Targets.from_lists(labels, boxes)
         noised = self.queries(QueryContext(targets=targets, generator=generator))
         groups = [noised, QueryGroup(MATCHING, content, anchors)]
@@ -110,15 +108,29 @@ class Denoising(nn.Module):
 
     def losses(self, queries: DenoisedQueries, logits: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """logits (A, B, Q, K), before the sigmoid, and boxes (A, B, Q, 4), normalised cxcywh, of all queries and
-        decoder layers; or (B, Q, ...) of one. Returns ``loss_class_dn``, ``loss_bbox_dn``, ``loss_giou_dn``, weighted
-        and summed over layers; zeros without objects.
+        decoder layers; or (B, Q, ...) of one. Returns ``loss_class_dn``, ``loss_bbox_dn`` and ``loss_giou_dn`` of the
+        last layer, ``loss_class_dn_0`` ... of the earlier ones, weighted; zeros without objects.
         """
         logits, boxes = (
             each if each.dim() == 4 else each[None] for each in (queries.split(logits)[0], queries.split(boxes)[0])
         )
-        index = queries.target_index.expand(len(logits), -1, -1)
-        matched = MatchedPredictions.pair(logits, boxes, index, queries.targets)
-        positives = average_across_ranks(matched.positive[0].sum().to(boxes)).clamp(min=1)
-        return {
-            f"loss_{name}_dn": self.weights[name] * part(matched).sum() / positives for name, part in self.parts.items()
-        }
+        predictions = PredictionSet("denoising", logits, boxes, queries.target_index)
+        return self.criterion([predictions], queries.targets)
+
+    def _check(self, labels: Sequence[Tensor], boxes: Sequence[Tensor], content: Tensor) -> None:
+        if not len(labels) == len(boxes) == len(content):
+            raise ValueError(
+                f"expected labels and boxes of each of the {len(content)} images, got {len(labels)} and {len(boxes)}"
+            )
+        for image, (label, box) in enumerate(zip(labels, boxes, strict=True)):
+            if box.shape != (len(label), 4):
+                raise ValueError(f"boxes[{image}]: expected shape ({len(label)}, 4), got {tuple(box.shape)}")
+            outside = (label < 0) | (label >= self.queries.num_classes)
+            if outside.any():
+                wrong = int(label[outside][0])
+                raise ValueError(f"labels[{image}]: expected 0 <= label < {self.queries.num_classes}, got {wrong}")
+            if not ((box >= 0) & (box <= 1)).all():  # NaN is neither
+                raise ValueError(
+                    f"boxes[{image}]: expected (centre x, centre y, width, height) as shares of the image, in [0, 1], "
+                    f"got values from {float(box.min())} to {float(box.max())}: divide pixels by the image's size"
+                )
