@@ -30,7 +30,7 @@ SLOTS = {
 USUAL = {"memory_builder": "MemoryBuilder", "heads": "PredictionHeads", "postprocess": "TopKDetections"}
 # Slots and query groups that GFLOPs do not depend on.
 WITHOUT_GFLOPS = ("criterion", "postprocess")
-ONLY_IN_TRAINING = "denoising"
+OTHER_QUERIES = ("denoising", "split", "visibility")
 NONE = "-"
 
 
@@ -113,7 +113,8 @@ def hash_model(cfg: DictConfig) -> str:
     """The same for models that detect alike: whose configs say the same, with all references followed."""
     model = OmegaConf.to_container(cfg.model, resolve=True)
     detecting = {slot: node for slot, node in model.items() if slot not in WITHOUT_GFLOPS}
-    detecting.get("query_groups", {}).pop(ONLY_IN_TRAINING, None)
+    for slot in OTHER_QUERIES:
+        detecting.get("query_groups", {}).pop(slot, None)
     text = json.dumps(detecting, sort_keys=True, default=_dotted)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

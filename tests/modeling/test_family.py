@@ -27,7 +27,9 @@ WITH_DENOISING = [
     "dn_detr/dn_vanilla_detr_r50_300ep",
     "dn_detr/dn_conditional_detr_r50_50ep",
     "dn_detr/dn_deformable_detr_points_r50_50ep",
+    "dn_detr/dn_deformable_detr_points_with_box_refinement_r50_50ep",
     "dn_detr/dn_deformable_detr_two_stage_r50_50ep",
+    "dn_detr/dn_dab_deformable_detr_two_stage_r50_50ep",
     "dn_detr/dino_dn_r50_4scale_12ep",
 ]
 
@@ -48,6 +50,34 @@ def test_crowded_tiny_and_empty_images_give_the_same_losses(config):
     keys = [set(assert_trains_one_step(model, batch)) for batch in batches]
     assert keys[0] == keys[1] == keys[2]
     assert ("loss_class_dn" in keys[0]) == (config in WITH_DENOISING)
+
+
+@pytest.mark.parametrize("config", BASES + WITH_DENOISING)
+def test_half_precision_ends_at_the_losses(config):
+    """Under bf16 autocast, losses and gradients are float32 and finite, and none is missing."""
+    model = build(config)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model([make_input(64, 96, 2), make_input(50, 40, 0)])
+    sum(losses.values()).backward()
+    assert all(value.dtype == torch.float32 and torch.isfinite(value) for value in losses.values())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("config", BASES + WITH_DENOISING)
+def test_float64_stays_float64(config):
+    model = build(config).double()
+    inputs = [make_input(64, 96, 2)]
+    for x in inputs:
+        x["image"] = x["image"].double()
+    assert all(value.dtype == torch.float64 for value in model(inputs).values())
+
+
+@pytest.mark.parametrize("config", BASES)
+def test_one_decoder_layer_has_no_parameters_that_only_later_layers_use(config):
+    model = build(config, "model.decoder.num_layers=1")
+    assert_trains_one_step(model, [make_input(64, 96, 2)])
 
 
 @pytest.mark.parametrize("config", BASES)
@@ -124,6 +154,9 @@ def test_two_stage_deformable_detr_teaches_all_tokens_objects_of_one_class():
         ("dab_detr/dab_detr_r50_50ep", "model.decoder.anchor_dim=2", "needs anchor points"),
         ("dab_detr/dab_detr_r50_50ep", "model.decoder.anchor_dim=3", "anchor_dim': expected one of 2, 4, got 3"),
         ("dab_detr/dab_detr_r50_50ep", "model.decoder.positions=given", "no positional queries"),
+        ("conditional_detr/conditional_detr_r50_50ep", "model.decoder.look_forward=once", "points stay where they are"),
+        ("detr/detr_r50_500ep", "model.encoder.num_heads=3", "embed_dim must be divisible by num_heads, got 32 and 3"),
+        ("anchor_detr/anchor_detr_r50_50ep", "model.backbone.num_levels=2", "is for one level, but the memory has 2"),
         ("dab_detr/dab_detr_r50_50ep", "model.decoder.look_forward=thrice", "look_forward must be one of"),
         ("deformable_detr/deformable_detr_r50_50ep", "model.decoder.positions=anchors", "needs anchor boxes"),
         ("dn_detr/dn_detr_r50_50ep", "model.query_groups.label_embedding=null", "needs a label embedding"),

@@ -51,6 +51,17 @@ def test_resnets_have_the_names_and_sizes_of_detectron2(depth):
     assert "stem.conv1.weight" in names
 
 
+def test_necks_without_norm_start_as_torch_does_and_those_with_one_with_xavier():
+    """DETR's projection and Deformable DETR's; the standard deviations of the two are 1 / sqrt(3 n) and
+    sqrt(2 / (n + m)) for n input and m output channels.
+    """
+    torch.manual_seed(0)
+    backbone = build_resnet(depth=18, out_features=["res5"])
+    for norm, expected in (("", (1 / (3 * 512)) ** 0.5), ("GN", (2 / (512 + 256)) ** 0.5)):
+        neck = ChannelMapper(bottom_up=backbone, embed_dim=256, num_levels=1, norm=norm)
+        assert neck.convs[0].conv.weight.std().item() == pytest.approx(expected, rel=0.02)
+
+
 def test_resnet_errors_name_what_exists():
     with pytest.raises(ValueError, match=r"depth must be one of \[18, 34, 50, 101, 152\], got 42"):
         build_resnet(depth=42)

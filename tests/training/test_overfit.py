@@ -41,6 +41,7 @@ ONE_LEVEL = [
     "model.backbone.bottom_up.norm=GN",
     "model.backbone.bottom_up.out_features=[res4]",  # stride 16
 ]
+UNDILATED = "model.backbone.bottom_up.res5_dilation=1"
 DYNAMIC_GROUPS = ["model.query_groups.denoising.groups.num_queries=40"]
 DETECTORS = {
     "dino/dino_r50_4scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
@@ -56,17 +57,21 @@ DETECTORS = {
     "dab_detr/dab_deformable_detr_r50_two_stage_50ep": SEVERAL_LEVELS,
     "dn_detr/dn_deformable_detr_r50_50ep": SEVERAL_LEVELS,
     "dn_detr/dn_deformable_detr_points_r50_50ep": SEVERAL_LEVELS,
+    "dn_detr/dn_deformable_detr_points_with_box_refinement_r50_50ep": SEVERAL_LEVELS,
     "dn_detr/dn_deformable_detr_two_stage_r50_50ep": SEVERAL_LEVELS,
+    "dn_detr/dn_dab_deformable_detr_two_stage_r50_50ep": SEVERAL_LEVELS,
     "dab_detr/dab_deformable_encoder_detr_r50_3patterns_50ep": SEVERAL_LEVELS,
     "dn_detr/dn_deformable_encoder_detr_r50_50ep": SEVERAL_LEVELS,
     "detr/detr_r50_500ep": ONE_LEVEL,
     "conditional_detr/conditional_detr_r50_50ep": ONE_LEVEL,
     "anchor_detr/anchor_detr_r50_50ep": ONE_LEVEL,
     "dab_detr/dab_detr_r50_50ep": ONE_LEVEL,
+    "dab_detr/dab_detr_r50_3patterns_50ep": ONE_LEVEL,
     "dn_detr/dn_vanilla_detr_r50_300ep": ONE_LEVEL,
     "dn_detr/dn_conditional_detr_r50_50ep": ONE_LEVEL,
-    "dn_detr/dn_anchor_detr_r50_dc5_12ep": [*ONE_LEVEL, "model.backbone.bottom_up.res5_dilation=1"],
+    "dn_detr/dn_anchor_detr_r50_dc5_12ep": [*ONE_LEVEL, UNDILATED],
     "dn_detr/dn_detr_r50_50ep": ONE_LEVEL,
+    "dn_detr/dn_detr_r50_dc5_3patterns_12ep": [*ONE_LEVEL, UNDILATED],
 }
 
 

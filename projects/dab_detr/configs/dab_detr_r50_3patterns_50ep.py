@@ -1,13 +1,9 @@
 """DAB-DETR, ResNet-50, 3 patterns, 50 epochs."""
 
-from ....configs.common.data.coco_detr import dataloader
-from ....configs.common.models.dab_detr_3patterns import model
-from ....configs.common.optimizer import optimizer
-from ....configs.common.schedule import lr_multiplier, schedule
-from ....configs.common.train import train
+from ....configs.common.models.patterns import anchors as _anchors
+from ....configs.common.models.patterns import content as _content
+from .dab_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, schedule, train
 
-schedule.epochs = 50
-schedule.drop_epochs = [40]
+model.query_groups.matching.update(content=_content, anchors=_anchors)
 
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 train.output_dir = "./output/dab_detr_r50_3patterns_50ep"

@@ -1,20 +1,14 @@
 """DN-DETR with a deformable encoder only, ResNet-50, 3 patterns, 50 epochs: "DN-Deformable-DETR" of the tables."""
 
-from ....configs.common.backbones.resnet_4scale import backbone as _backbone
-from ....configs.common.data.coco_detr import dataloader
-from ....configs.common.encoders.deformable import encoder as _encoder
-from ....configs.common.models.dn_detr_3patterns import model
-from ....configs.common.optimizer import optimizer
-from ....configs.common.schedule import lr_multiplier, schedule
-from ....configs.common.train import train
+from detectron2.config import LazyCall as L
 
-model.backbone = _backbone
-model.encoder = _encoder
-model.decoder.num_levels = "${..backbone.num_levels}"
-model.query_groups.denoising.groups.num_groups = 10
+from dinox.modeling import UnknownLabelContent
 
-schedule.epochs = 50
-schedule.drop_epochs = [40]
+from ....configs.common.models.patterns import anchors as _anchors
+from ....configs.common.models.patterns import content as _content
+from .dn_deformable_encoder_detr_r50_50ep import dataloader, lr_multiplier, model, optimizer, schedule, train
 
-train.init_checkpoint = "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+_content.base = L(UnknownLabelContent)()
+model.query_groups.matching.update(content=_content, anchors=_anchors)
+
 train.output_dir = "./output/dn_deformable_encoder_detr_r50_3patterns_50ep"
