@@ -173,16 +173,11 @@ inline DINOX_TARGET void backward_task(const Problem<T>& p, const LevelRows<T>& 
 template <typename T>
 DINOX_INLINE void softmax_row(const Problem<T>& p, const T* logits, T* weights, int64_t row) {
   const int64_t samples = p.samples();
+  std::vector<T> powers((samples + kChunk - 1) / kChunk * kChunk);
   for (int64_t head = 0; head < p.n.heads; ++head) {
     const int64_t begin = (row * p.n.heads + head) * samples;
-    const Softmax<T> softmax = softmax_of(logits + begin, samples);
-    for (int64_t first = 0; first < samples; first += kChunk) {
-      alignas(64) T chunk[kChunk];
-      const int64_t count = std::min(kChunk, samples - first);
-      copy_chunk(logits + begin + first, count, chunk);
-      apply_softmax(softmax, chunk);
-      for (int64_t i = 0; i < count; ++i) weights[begin + first + i] = chunk[i];
-    }
+    const T factor = softmax_powers(logits + begin, samples, powers.data());
+    for (int64_t i = 0; i < samples; ++i) weights[begin + i] = powers[i] * factor;
   }
 }
 

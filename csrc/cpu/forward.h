@@ -6,6 +6,10 @@ DINOX_INLINE void prefetch(const T* from, int64_t count) {
   for (int64_t i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(from + i);
 }
 
+DINOX_INLINE void prefetch_bytes(int64_t address, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(reinterpret_cast<const void*>(address + i));
+}
+
 // The number `member` of the reference of each sample's level, for samples [first, first + kChunk).
 template <typename T>
 DINOX_INLINE void expand_references(const Problem<T>& p, const T* references, int64_t member, int64_t first,
@@ -56,81 +60,120 @@ DINOX_INLINE void offsets_to_pixels(const Problem<T>& p, const T* references, in
   }
 }
 
+// Attention weights of one (query, head): powers, up to whole chunks, times a factor.
+template <typename T>
+struct Softmax {
+  std::vector<T> numbers;
+  T* powers;
+  T factor = 0;
+
+  DINOX_TARGET explicit Softmax(int64_t count) : numbers(count), powers(numbers.data()) {}
+};
+
 // Samples [first, first + kChunk) of the (query, head) number `index`.
 template <typename T, bool Raw>
-DINOX_INLINE void read_samples(const Problem<T>& p, int64_t index, int64_t first, const Softmax<T>& softmax,
-                               const LevelsOfSamples<T>& levels, Samples<T>& s) {
+DINOX_INLINE void read_samples(const Problem<T>& p, int64_t index, int64_t first, const LevelsOfSamples<T>& levels,
+                               const Softmax<T>& softmax, Samples<T>& s) {
   const int64_t sample = index * p.samples() + first;
   const int64_t count = std::min(kChunk, p.samples() - first);
   split_pairs(p.in.pairs + 2 * sample, count, s.x, s.y);
-  copy_chunk(p.in.scalars + sample, count, s.weight);
   if constexpr (Raw) {
-    apply_softmax(softmax, s.weight);
+    for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
+      Vector<T> power;
+      load_vector(softmax.powers + first + i, power);
+      store_vector(s.weight + i, power * softmax.factor);
+    }
     offsets_to_pixels(p, p.in.references_of(p.n, index / p.n.heads), first, levels, s);
   } else {
+    copy_chunk(p.in.scalars + sample, count, s.weight);
     to_pixels(levels, s);
   }
 }
 
-// Channels [channel, channel + Blocks * kBlock) of queries [begin, end) of one (image, head).
-template <typename T, typename Stored, bool Raw, int Blocks>
-DINOX_INLINE void forward_channels(const Problem<T>& p, const typename Stored::element* rows, int64_t stride,
-                                   int64_t image, int64_t head, int64_t begin, int64_t end, int64_t channel) {
-  typedef typename Stored::element element;
-  const int64_t samples = p.samples();
-  const element* base = rows + channel;
-  Samples<T> s;
+// A chunk of samples of one (query, head), ready to be summed: corners' rows and their factors.
+template <typename T>
+struct Chunk {
   Footprints<T> f;
-  for (int64_t query = begin; query < end; ++query) {
-    const int64_t index = p.index(image, query, head);
-    const int64_t ahead = p.index(image, std::min(query + kQueriesAhead, end - 1), head) * samples;
+  CornerRows rows;
+  int64_t count;
+};
+
+// The work of one call of forward_channels: (query, head) number `index` of `count` consecutive ones, `step` apart in
+// everything that is indexed so. Rows are those of one head if step is that of queries, else those of all heads.
+template <typename element>
+struct Items {
+  int64_t index, step, count;
+  const element* rows;
+  int64_t row_bytes;  // from token to token
+
+  template <typename T>
+  DINOX_INLINE int64_t address(const Problem<T>& p, int64_t item) const {
+    const int64_t offset = step == 1 ? p.first_element(index + item) : 0;
+    return reinterpret_cast<int64_t>(rows + offset);
+  }
+};
+
+// Channels [channel, channel + Blocks * kBlock) of some items. Chunks are made ready one ahead of their sums, and far
+// rows prefetched then.
+template <typename T, typename Stored, bool Raw, int Blocks>
+DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Stored::element>& items, int64_t channel) {
+  typedef typename Stored::element element;
+  constexpr int kSums = std::max(4 / Row<T, Blocks>::kVectors, 2);  // enough additions under way at a time
+  const int64_t samples = p.samples(), chunks = (samples + kChunk - 1) / kChunk;
+  const bool far = items.step == 1;
+  Chunk<T> ready[2];
+  Softmax<T> softmax(Raw ? chunks * kChunk : 0);
+  const auto make_ready = [&](int64_t item, int64_t chunk, Chunk<T>& c) DINOX_TARGET {
+    const int64_t index = items.index + item * items.step, first = chunk * kChunk;
+    if (Raw && chunk == 0) softmax.factor = softmax_powers(p.in.scalars + index * samples, samples, softmax.powers);
+    const LevelsOfSamples<T> levels = p.levels_of_samples(first);
+    Samples<T> s;
+    read_samples<T, Raw>(p, index, first, levels, softmax, s);
+    locate(levels, s, c.f);
+    const int64_t rows = items.address(p, item) + channel * sizeof(element);
+    find_rows(levels, c.f, rows, items.row_bytes, c.rows);
+    c.count = std::min(kChunk, samples - first);
+    if (!far) return;
+    for (int64_t i = 0; i < c.count; ++i)
+      for (int corner = 0; corner < 4; ++corner)
+        prefetch_bytes(c.rows.address[corner][i], Blocks * kBlock<T> * sizeof(element));
+  };
+  if (items.count > 0 && chunks > 0) make_ready(0, 0, ready[0]);
+  int64_t step = 0;
+  for (int64_t item = 0; item < items.count; ++item) {
+    const int64_t ahead = (items.index + std::min(item + kQueriesAhead, items.count - 1) * items.step) * samples;
     prefetch(p.in.pairs + 2 * ahead, 2 * samples);
     prefetch(p.in.scalars + ahead, samples);
-    const Softmax<T> softmax = Raw ? softmax_of(p.in.scalars + index * samples, samples) : Softmax<T>{};
-    Row<T, Blocks> sum;
-    sum.zero();
-    for (int64_t first = 0; first < samples; first += kChunk) {
-      const int64_t count = std::min(kChunk, samples - first);
-      const LevelsOfSamples<T> levels = p.levels_of_samples(first);
-      read_samples<T, Raw>(p, index, first, softmax, levels, s);
-      locate(levels, s, f);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t below = levels.row_lengths[i] * stride;
-        const element* top_left = base + f.token[i] * stride;
-        const element* corners[4] = {top_left, top_left + stride, top_left + below, top_left + below + stride};
-        Row<T, Blocks> row;
-        if (f.corners[i] == kAllCorners) {
-#pragma GCC unroll 4
-          for (int corner = 0; corner < 4; ++corner) {
-            Stored::load(corners[corner], row);
-            sum.add(f.factor[corner][i], row);
-          }
-        } else if (f.corners[i] != 0) {
+    Row<T, Blocks> sums[kSums];
+    for (Row<T, Blocks>& sum : sums) sum.zero();
+    for (int64_t chunk = 0; chunk < chunks; ++chunk, ++step) {
+      const Chunk<T>& c = ready[step % 2];
+      if (chunk + 1 < chunks) make_ready(item, chunk + 1, ready[(step + 1) % 2]);
+      else if (item + 1 < items.count) make_ready(item + 1, 0, ready[(step + 1) % 2]);
 #pragma GCC unroll 1
-          for (int corner = 0; corner < 4; ++corner) {
-            if (!(f.corners[i] >> corner & 1)) continue;
-            Stored::load(corners[corner], row);
-            sum.add(f.factor[corner][i], row);
-          }
+      for (int64_t i = 0; i < c.count; ++i) {
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) {
+          Row<T, Blocks> row;
+          Stored::load(reinterpret_cast<const element*>(c.rows.address[corner][i]), row);
+          sums[corner % kSums].add(c.f.factor[corner][i], row);
         }
       }
     }
-    element* to = static_cast<element*>(p.output) + index * p.n.channels + channel;
-    Stored::store(sum, to, p.n.channels - channel);
+    for (int i = kSums / 2; i > 0; i /= 2)
+      for (int j = 0; j < i; ++j) sums[j].add(1, sums[j + i]);
+    element* to = static_cast<element*>(p.output) + (items.index + item * items.step) * p.n.channels + channel;
+    Stored::store(sums[0], to, p.n.channels - channel);
   }
 }
 
-// Queries [begin, end) of one (image, head), whose value rows are `stride` elements apart.
 template <typename T, typename Stored, bool Raw>
-DINOX_INLINE void forward_queries(const Problem<T>& p, const typename Stored::element* rows, int64_t stride,
-                                  int64_t image, int64_t head, int64_t begin, int64_t end) {
+DINOX_INLINE void forward_items(const Problem<T>& p, const Items<typename Stored::element>& items) {
   const int64_t blocks = p.blocks();
   int64_t block = 0;
-  for (; blocks - block >= 4; block += 4)
-    forward_channels<T, Stored, Raw, 4>(p, rows, stride, image, head, begin, end, block * kBlock<T>);
-  for (; blocks - block >= 2; block += 2)
-    forward_channels<T, Stored, Raw, 2>(p, rows, stride, image, head, begin, end, block * kBlock<T>);
+  for (; blocks - block >= 4; block += 4) forward_channels<T, Stored, Raw, 4>(p, items, block * kBlock<T>);
+  for (; blocks - block >= 2; block += 2) forward_channels<T, Stored, Raw, 2>(p, items, block * kBlock<T>);
   if constexpr (!Stored::kInPairs) {
-    if (blocks > block) forward_channels<T, Stored, Raw, 1>(p, rows, stride, image, head, begin, end, block * kBlock<T>);
+    if (blocks > block) forward_channels<T, Stored, Raw, 1>(p, items, block * kBlock<T>);
   }
 }

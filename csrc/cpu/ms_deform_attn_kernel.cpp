@@ -18,7 +18,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
+#include <new>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -39,7 +41,8 @@ namespace {
 template <typename T>
 constexpr int64_t kBlock = 64 / sizeof(T);
 
-constexpr int64_t kQueriesPerTask = 128;  // forward: small enough to balance, large enough to amortise a task
+constexpr size_t kLineBytes = 64;         // of the cache
+constexpr int64_t kItemsPerTask = 128;    // forward: small enough to balance, large enough to amortise a task
 constexpr int64_t kQueriesPerBlock = 32;  // backward: whose samples are located before rows are touched
 constexpr int64_t kChunk = 16;            // samples located at a time
 constexpr int64_t kQueriesAhead = 4;      // whose samples are prefetched
@@ -47,6 +50,8 @@ constexpr int64_t kQueriesAhead = 4;      // whose samples are prefetched
 // As wide as T, so that one vector holds as many of them.
 template <typename T>
 using Integer = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
+
+alignas(64) constexpr char kRowOfZeros[4 * 64] = {};  // as many blocks as are taken at a time
 
 enum Corner { kTopLeft = 0, kTopRight = 1, kBottomLeft = 2, kBottomRight = 3 };
 constexpr int32_t kAllCorners = 0b1111;
@@ -125,7 +130,13 @@ struct Problem {
   }
   LevelsOfSamples<T> levels_of_samples(int64_t first) const { return of_samples.from(first); }
   LevelsOfSamples<T> constants_of_level(int64_t level) const { return of_levels.from(level * kChunk); }
-  int64_t forward_tasks_per_head() const { return (n.queries + kQueriesPerTask - 1) / kQueriesPerTask; }
+  int64_t forward_tasks_per_head() const { return (n.queries + kItemsPerTask - 1) / kItemsPerTask; }
+  int64_t items() const { return n.images * n.queries * n.heads; }
+  int64_t stride() const { return n.heads * n.channels; }  // from token to token of value
+  // Where value has the first row of the image and head of the (image, query, head) number `index`.
+  int64_t first_element(int64_t index) const {
+    return (index / (n.queries * n.heads) * n.tokens * n.heads + index % n.heads) * n.channels;
+  }
   // Blocks of channels; an even number where rows are bfloat16.
   int64_t blocks() const {
     const int64_t blocks = (n.channels + kBlock<T> - 1) / kBlock<T>;
@@ -196,6 +207,15 @@ const Tasks<T>& tasks() {
   return chosen;
 }
 
+// Room for numbers, uninitialised, from the start of a cache line on: no row of whole blocks shares one with another.
+struct FreeRoom {
+  void operator()(void* room) const { ::operator delete(room, std::align_val_t{kLineBytes}); }
+};
+template <typename T>
+std::unique_ptr<T[], FreeRoom> make_room(int64_t count) {
+  return std::unique_ptr<T[], FreeRoom>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kLineBytes})));
+}
+
 // Calls run(task) for all tasks, in parallel.
 template <typename F>
 void for_each_task(int64_t tasks, int64_t grain, const F& run) {
@@ -221,9 +241,11 @@ at::Tensor run_forward(Problem<T>& p, const at::Tensor& value) {
   p.value = value.const_data_ptr();
   p.output = output.mutable_data_ptr();
   const auto run_tasks = tasks<T>().forward;
-  at::parallel_for(0, n.images * n.heads * p.forward_tasks_per_head(), 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> copies(in_place ? nullptr : new T[n.tokens * padded]);
-    run_tasks(p, begin, end, copies.get());
+  const int64_t tasks_on_copies = n.images * n.heads * p.forward_tasks_per_head();
+  const int64_t tasks_in_place = (p.items() + kItemsPerTask - 1) / kItemsPerTask;
+  at::parallel_for(0, in_place ? tasks_in_place : tasks_on_copies, 1, [&](int64_t begin, int64_t end) {
+    const auto copies = make_room<T>(in_place ? 0 : n.tokens * padded);
+    run_tasks(p, begin, end, in_place ? nullptr : copies.get());
   });
   return output.to(p.value_type);
 }
@@ -244,8 +266,8 @@ at::Tensor run_backward(Problem<T>& p, const at::Tensor& grad_output, const at::
   for (const Level& level : p.levels) largest = std::max(largest, int64_t{level.height} * level.width);
   const auto run_task = tasks<T>().backward;
   at::parallel_for(0, n.images * n.heads * n.levels, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> copies(in_place ? nullptr : new T[2 * largest * p.blocks() * kBlock<T>]);
-    for (int64_t task = begin; task < end; ++task) run_task(p, task, copies.get());
+    const auto copies = make_room<T>(in_place ? 0 : 2 * largest * p.blocks() * kBlock<T>);
+    for (int64_t task = begin; task < end; ++task) run_task(p, task, in_place ? nullptr : copies.get());
   });
   return grad_value;
 }

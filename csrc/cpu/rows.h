@@ -150,6 +150,21 @@ DINOX_INLINE void sum_lanes<float>(const Vector<float> (&vectors)[4], float* sum
 }
 #endif
 
+// One number of all lanes, by an operation on two vectors or two numbers.
+template <typename T, typename V, typename F>
+DINOX_INLINE T over_lanes(const V& vector, const F& f) {
+  if constexpr (sizeof(V) > 16) {
+    typedef T Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    __builtin_memcpy(halves, &vector, sizeof(V));
+    return over_lanes<T>(f(halves[0], halves[1]), f);
+  } else {
+    T result = vector[0];
+    for (size_t lane = 1; lane < sizeof(V) / sizeof(T); ++lane) result = f(result, vector[lane]);
+    return result;
+  }
+}
+
 // ---------------------------------------------------------------- the exponential
 
 // Of x <= 0; 0 where the result would be denormal. Relative error below 2e-7.

@@ -33,38 +33,31 @@ DINOX_INLINE void copy_chunk(const T* __restrict from, int64_t count, T* __restr
   for (int64_t i = 0; i < kChunk; ++i) to[i] = i < count ? from[i] : T(0);
 }
 
-// Greatest logit of one (query, head), and one over the sum of exp(logit - greatest).
+// exp(logit - greatest logit) of the logits of one (query, head), zeros behind them up to whole chunks. Returns one
+// over their sum.
 template <typename T>
-struct Softmax {
-  T greatest, factor;
-};
-
-template <typename T>
-DINOX_INLINE Softmax<T> softmax_of(const T* logits, int64_t count) {
-  T greatest = logits[0];
-  for (int64_t i = 1; i < count; ++i) greatest = logits[i] > greatest ? logits[i] : greatest;
-  T sum = 0;
+DINOX_INLINE T softmax_powers(const T* logits, int64_t count, T* powers) {
+  Vector<T> greatest = Vector<T>{} + logits[0];
   for (int64_t first = 0; first < count; first += kChunk) {
-    alignas(64) T powers[kChunk];
     const int64_t here = std::min(kChunk, count - first);
-    copy_chunk(logits + first, here, powers);
+    copy_chunk(logits + first, here, powers + first);
+    for (int64_t i = here; i < kChunk; ++i) powers[first + i] = -std::numeric_limits<T>::infinity();
     for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
       Vector<T> logit;
-      load_vector(powers + i, logit);
-      store_vector(powers + i, exp_of(logit - greatest));
+      load_vector(powers + first + i, logit);
+      greatest = logit > greatest ? logit : greatest;
     }
-    for (int64_t i = 0; i < here; ++i) sum += powers[i];
   }
-  return {greatest, 1 / sum};
-}
-
-template <typename T>
-DINOX_INLINE void apply_softmax(const Softmax<T>& softmax, T* logits) {  // kChunk of them
-  for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
+  greatest = Vector<T>{} + over_lanes<T>(greatest, [](auto a, auto b) DINOX_TARGET { return a > b ? a : b; });
+  Vector<T> sum{};
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
     Vector<T> logit;
-    load_vector(logits + i, logit);
-    store_vector(logits + i, exp_of(logit - softmax.greatest) * softmax.factor);
+    load_vector(powers + i, logit);
+    const Vector<T> power = exp_of(logit - greatest);
+    store_vector(powers + i, power);
+    sum += power;
   }
+  return 1 / over_lanes<T>(sum, [](auto a, auto b) DINOX_TARGET { return a + b; });
 }
 
 // From locations in [0, 1] to pixels, in place.
@@ -131,5 +124,44 @@ DINOX_INLINE void locate(const LevelsOfSamples<T>& levels, const Samples<T>& s, 
     store_vector(f.factor[kBottomRight] + i, weight * bottom_part * right_part);
     store_vector(f.corners + i, counts & columns & rows);
     store_vector(f.token + i, start + top * row_length + left);
+  }
+}
+
+// ---------------------------------------------------------------- the rows of samples
+
+// Numbers as wide as addresses, a vector of them.
+typedef int64_t Wide __attribute__((vector_size(DINOX_VECTOR_BYTES)));
+constexpr int64_t kWideLanes = DINOX_VECTOR_BYTES / sizeof(int64_t);
+
+DINOX_INLINE void load_wide(const int64_t* from, Wide& numbers) { load_vector(from, numbers); }
+DINOX_INLINE void load_wide(const int32_t* from, Wide& numbers) {
+  typedef int32_t Narrow __attribute__((vector_size(DINOX_VECTOR_BYTES / 2)));
+  Narrow narrow;
+  load_vector(from, narrow);
+  numbers = __builtin_convertvector(narrow, Wide);
+}
+
+// Addresses of the rows of each corner; of zeros for corners that lie outside: sums need no branches then, which
+// would be mispredicted at every border.
+struct CornerRows {
+  alignas(64) int64_t address[4][kChunk];
+};
+
+// `rows`: address of the image's first row; rows are row_bytes apart.
+template <typename T>
+DINOX_INLINE void find_rows(const LevelsOfSamples<T>& levels, const Footprints<T>& f, int64_t rows, int64_t row_bytes,
+                            CornerRows& found) {
+  const int64_t zeros = reinterpret_cast<int64_t>(kRowOfZeros);
+  for (int64_t i = 0; i < kChunk; i += kWideLanes) {
+    Wide token, corners, row_length;
+    load_wide(f.token + i, token);
+    load_wide(f.corners + i, corners);
+    load_wide(levels.row_lengths + i, row_length);
+    const Wide top = rows + token * row_bytes, bottom = top + row_length * row_bytes;
+    const Wide nowhere = Wide{} + zeros;
+    store_vector(found.address[kTopLeft] + i, (corners & 1) != 0 ? top : nowhere);
+    store_vector(found.address[kTopRight] + i, (corners & 2) != 0 ? top + row_bytes : nowhere);
+    store_vector(found.address[kBottomLeft] + i, (corners & 4) != 0 ? bottom : nowhere);
+    store_vector(found.address[kBottomRight] + i, (corners & 8) != 0 ? bottom + row_bytes : nowhere);
   }
 }
