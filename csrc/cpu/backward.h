@@ -5,13 +5,17 @@ template <typename T>
 struct Block {
   std::vector<T> pairs, weights;          // as they are given, filled up with zeros; then the gradients
   std::vector<Footprints<T>> footprints;  // a chunk each
+  std::vector<CornerRows> value_rows, grad_rows;
   std::vector<T> dots;                    // of grad_output with value at each corner of each sample: 4 each
+  alignas(64) char sinks[4][sizeof(kRowOfZeros)] = {};  // take gradients of pixels that are not there, a corner each
 
   DINOX_TARGET explicit Block(int64_t points) {
     const int64_t chunks = (kQueriesPerBlock * points + kChunk - 1) / kChunk;
     pairs.resize(2 * chunks * kChunk);
     weights.resize(chunks * kChunk);
     footprints.resize(chunks);
+    value_rows.resize(chunks);
+    grad_rows.resize(chunks);
     dots.resize(4 * chunks * kChunk);
   }
 };
@@ -29,12 +33,19 @@ DINOX_INLINE void copy_points(const T* __restrict from, int64_t count, T* __rest
 
 // Gathers the samples of queries [begin, begin + queries) and finds their footprints.
 template <typename T>
-DINOX_INLINE void read_block(const Problem<T>& p, int64_t image, int64_t head, int64_t level, int64_t begin,
-                             int64_t queries, Block<T>& block) {
+DINOX_INLINE void read_block(const Problem<T>& p, const LevelRows<T>& rows, int64_t image, int64_t head, int64_t level,
+                             int64_t begin, int64_t queries, Block<T>& block) {
   const int64_t points = p.n.points, samples = queries * points;
   const T height = p.levels[level].height, width = p.levels[level].width;
   for (int64_t q = 0; q < queries; ++q) {
     const int64_t sample = p.index(image, begin + q, head) * p.samples() + level * points;
+    if (begin + q + kQueriesPerBlock < p.n.queries) {  // what the next block reads here and this one writes
+      const int64_t ahead = sample + kQueriesPerBlock * p.n.heads * p.samples();
+      prefetch(p.in.pairs + 2 * ahead, 2 * points);
+      prefetch(p.in.scalars + ahead, points);
+    }
+    prefetch(p.grad_pairs + 2 * sample, 2 * points);
+    prefetch(p.grad_weights + sample, points);
     T* pairs = block.pairs.data() + 2 * q * points;
     copy_points(p.in.pairs + 2 * sample, 2 * points, pairs);
     copy_points(p.in.scalars + sample, points, block.weights.data() + q * points);
@@ -51,35 +62,28 @@ DINOX_INLINE void read_block(const Problem<T>& p, int64_t image, int64_t head, i
     }
   }
   const LevelsOfSamples<T> levels = p.constants_of_level(level);
+  const auto address = [](const void* pointer) DINOX_TARGET { return reinterpret_cast<int64_t>(pointer); };
+  const int64_t zeros = address(kRowOfZeros), row_bytes = rows.stride * static_cast<int64_t>(sizeof(T));
   Samples<T> s;
   for (int64_t first = 0, chunk = 0; first < samples; first += kChunk, ++chunk) {
     const int64_t count = std::min(kChunk, samples - first);
     split_pairs(block.pairs.data() + 2 * first, count, s.x, s.y);
     copy_chunk(block.weights.data() + first, count, s.weight);
     to_pixels(levels, s);
+    const Footprints<T>& f = block.footprints[chunk];
     locate(levels, s, block.footprints[chunk]);
+    find_rows(levels, f, address(rows.value), row_bytes, {zeros, zeros, zeros, zeros}, block.value_rows[chunk]);
+    find_rows(levels, f, address(rows.grad), row_bytes,
+              {address(block.sinks[0]), address(block.sinks[1]), address(block.sinks[2]), address(block.sinks[3])},
+              block.grad_rows[chunk]);
   }
-}
-
-// One corner of one sample: its share of the gradient of value. Returns the products of grad_output and value there.
-template <typename T, int Blocks>
-DINOX_INLINE Vector<T> visit_corner(const Row<T, Blocks>& grad, T factor, const T* value, T* grad_value) {
-  Row<T, Blocks> row;
-  row.load(value);
-  const Vector<T> products = grad.dot(row);
-  row.load(grad_value);
-  row.add(factor, grad);
-  row.store(grad_value);
-  return products;
 }
 
 // Adds what comes through channels [channel, channel + Blocks * kBlock) to grad_value and to the dots of the block.
 template <typename T, int Blocks>
-DINOX_INLINE void visit_block(const Problem<T>& p, const LevelRows<T>& rows, int64_t image, int64_t head,
-                              int64_t level, int64_t begin, int64_t queries, int64_t channel, Block<T>& block) {
-  const int64_t stride = rows.stride, below = p.levels[level].width * stride;
-  const int64_t steps[4] = {0, stride, below, below + stride};
-  const int64_t left = p.n.channels - channel;
+DINOX_INLINE void visit_block(const Problem<T>& p, int64_t image, int64_t head, int64_t begin, int64_t queries,
+                              int64_t channel, bool far, Block<T>& block) {
+  const int64_t left = p.n.channels - channel, samples = queries * p.n.points;
   int64_t sample = 0;
   for (int64_t q = 0; q < queries; ++q) {
     Row<T, Blocks> grad;
@@ -92,29 +96,31 @@ DINOX_INLINE void visit_block(const Problem<T>& p, const LevelRows<T>& rows, int
       grad.load(padded);
     }
     for (int64_t point = 0; point < p.n.points; ++point, ++sample) {
-      const Footprints<T>& f = block.footprints[sample / kChunk];
-      const int64_t i = sample % kChunk;
-      if (f.corners[i] == 0) continue;
-      const int64_t top_left = f.token[i] * stride + channel;
-      Vector<T> products[4] = {};
-      if (f.corners[i] == kAllCorners) {
-#pragma GCC unroll 4
+      if (far) {
+        const int64_t ahead = std::min(sample + kSamplesAhead, samples - 1);
         for (int corner = 0; corner < 4; ++corner) {
-          const int64_t at = top_left + steps[corner];
-          products[corner] = visit_corner(grad, f.factor[corner][i], rows.value + at, rows.grad + at);
-        }
-      } else {
-#pragma GCC unroll 1
-        for (int corner = 0; corner < 4; ++corner) {
-          if (!(f.corners[i] >> corner & 1)) continue;
-          const int64_t at = top_left + steps[corner];
-          products[corner] = visit_corner(grad, f.factor[corner][i], rows.value + at, rows.grad + at);
+          constexpr int64_t kBytes = Row<T, Blocks>::kChannels * sizeof(T);
+          const int64_t step = channel * sizeof(T);
+          prefetch_bytes(block.value_rows[ahead / kChunk].address[corner][ahead % kChunk] + step, kBytes);
+          prefetch_bytes(block.grad_rows[ahead / kChunk].address[corner][ahead % kChunk] + step, kBytes);
         }
       }
-      alignas(32) T sums[4];
-      sum_lanes(products, sums);
-      T* dots = block.dots.data() + 4 * sample;
-      for (int corner = 0; corner < 4; ++corner) dots[corner] += sums[corner];
+      const int64_t chunk = sample / kChunk, i = sample % kChunk;
+      const Footprints<T>& f = block.footprints[chunk];
+      if (f.corners[i] == 0) continue;
+      Vector<T> products[4];
+#pragma GCC unroll 4
+      for (int corner = 0; corner < 4; ++corner) {
+        const bool inside = f.corners[i] >> corner & 1;
+        Row<T, Blocks> row;
+        row.load(reinterpret_cast<const T*>(block.value_rows[chunk].address[corner][i]) + (inside ? channel : 0));
+        products[corner] = grad.dot(row);
+        T* to = reinterpret_cast<T*>(block.grad_rows[chunk].address[corner][i]) + (inside ? channel : 0);
+        row.load(to);
+        row.add(f.factor[corner][i], grad);
+        row.store(to);
+      }
+      add_lanes(products, block.dots.data() + 4 * sample);
     }
   }
 }
@@ -150,19 +156,19 @@ DINOX_INLINE void write_block(const Problem<T>& p, int64_t image, int64_t head, 
 // All queries of one (image, head, level).
 template <typename T>
 inline DINOX_TARGET void backward_task(const Problem<T>& p, const LevelRows<T>& rows, int64_t image, int64_t head,
-                                int64_t level) {
+                                       int64_t level, bool far) {
   Block<T> block(p.n.points);
   for (int64_t begin = 0; begin < p.n.queries; begin += kQueriesPerBlock) {
     const int64_t queries = std::min(kQueriesPerBlock, p.n.queries - begin);
-    read_block(p, image, head, level, begin, queries, block);
+    read_block(p, rows, image, head, level, begin, queries, block);
     std::fill(block.dots.begin(), block.dots.end(), T(0));
     const int64_t blocks = p.blocks();
     int64_t done = 0;
     for (; blocks - done >= 4; done += 4)
-      visit_block<T, 4>(p, rows, image, head, level, begin, queries, done * kBlock<T>, block);
+      visit_block<T, 4>(p, image, head, begin, queries, done * kBlock<T>, far, block);
     for (; blocks - done >= 2; done += 2)
-      visit_block<T, 2>(p, rows, image, head, level, begin, queries, done * kBlock<T>, block);
-    if (blocks > done) visit_block<T, 1>(p, rows, image, head, level, begin, queries, done * kBlock<T>, block);
+      visit_block<T, 2>(p, image, head, begin, queries, done * kBlock<T>, far, block);
+    if (blocks > done) visit_block<T, 1>(p, image, head, begin, queries, done * kBlock<T>, far, block);
     write_block(p, image, head, level, begin, queries, block);
   }
 }
@@ -236,7 +242,7 @@ DINOX_INLINE void backward_on_copies(const Problem<T>& p, int64_t image, int64_t
   for (int64_t token = 0; token < tokens; ++token) std::memset(copies + (2 * token + 1) * padded, 0, padded * sizeof(T));
   // Footprints count tokens from the first of the image.
   T* origin = copies - p.levels[level].start * 2 * padded;
-  backward_task<T>(p, {origin, origin + padded, 2 * padded}, image, head, level);
+  backward_task<T>(p, {origin, origin + padded, 2 * padded}, image, head, level, false);
   copy_rows(copies + padded, 2 * padded, p.n.channels, static_cast<value_t*>(p.grad_value) + first, stride,
             p.n.channels, tokens);
 }
@@ -246,5 +252,5 @@ DINOX_INLINE void backward_in_place(const Problem<T>& p, int64_t image, int64_t 
   const int64_t first = (image * p.n.tokens * p.n.heads + head) * p.n.channels;
   const LevelRows<T> rows{static_cast<const T*>(p.value) + first, static_cast<T*>(p.grad_value) + first,
                           p.n.heads * p.n.channels};
-  backward_task(p, rows, image, head, level);
+  backward_task(p, rows, image, head, level, true);
 }

@@ -121,6 +121,7 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
   constexpr int kSums = std::max(4 / Row<T, Blocks>::kVectors, 2);  // enough additions under way at a time
   const int64_t samples = p.samples(), chunks = (samples + kChunk - 1) / kChunk;
   const bool far = items.step == 1;
+  const int64_t zeros = reinterpret_cast<int64_t>(kRowOfZeros);
   Chunk<T> ready[2];
   Softmax<T> softmax(Raw ? chunks * kChunk : 0);
   const auto make_ready = [&](int64_t item, int64_t chunk, Chunk<T>& c) DINOX_TARGET {
@@ -131,7 +132,7 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
     read_samples<T, Raw>(p, index, first, levels, softmax, s);
     locate(levels, s, c.f);
     const int64_t rows = items.address(p, item) + channel * sizeof(element);
-    find_rows(levels, c.f, rows, items.row_bytes, c.rows);
+    find_rows(levels, c.f, rows, items.row_bytes, {zeros, zeros, zeros, zeros}, c.rows);
     c.count = std::min(kChunk, samples - first);
     if (!far) return;
     for (int64_t i = 0; i < c.count; ++i)

@@ -27,7 +27,10 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the header's own functions, by mistake
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #include "../checks.h"
@@ -46,6 +49,7 @@ constexpr int64_t kItemsPerTask = 128;    // forward: small enough to balance, l
 constexpr int64_t kQueriesPerBlock = 32;  // backward: whose samples are located before rows are touched
 constexpr int64_t kChunk = 16;            // samples located at a time
 constexpr int64_t kQueriesAhead = 4;      // whose samples are prefetched
+constexpr int64_t kSamplesAhead = 8;      // whose rows are prefetched in the backward pass
 
 // As wide as T, so that one vector holds as many of them.
 template <typename T>

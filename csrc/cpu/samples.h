@@ -130,38 +130,41 @@ DINOX_INLINE void locate(const LevelsOfSamples<T>& levels, const Samples<T>& s, 
 // ---------------------------------------------------------------- the rows of samples
 
 // Numbers as wide as addresses, a vector of them.
-typedef int64_t Wide __attribute__((vector_size(DINOX_VECTOR_BYTES)));
+typedef long long Wide __attribute__((vector_size(DINOX_VECTOR_BYTES)));
 constexpr int64_t kWideLanes = DINOX_VECTOR_BYTES / sizeof(int64_t);
 
 DINOX_INLINE void load_wide(const int64_t* from, Wide& numbers) { load_vector(from, numbers); }
 DINOX_INLINE void load_wide(const int32_t* from, Wide& numbers) {
-  typedef int32_t Narrow __attribute__((vector_size(DINOX_VECTOR_BYTES / 2)));
-  Narrow narrow;
-  load_vector(from, narrow);
-  numbers = __builtin_convertvector(narrow, Wide);
+#if DINOX_VECTOR_BYTES == 64
+  numbers = _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif DINOX_VECTOR_BYTES == 32
+  numbers = _mm256_cvtepi32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  for (int64_t lane = 0; lane < kWideLanes; ++lane) numbers[lane] = from[lane];
+#endif
 }
 
-// Addresses of the rows of each corner; of zeros for corners that lie outside: sums need no branches then, which
-// would be mispredicted at every border.
+// Addresses of the rows of each corner. Corners outside of the level have one of `nowhere`: loops over samples need no
+// branches then, which would be mispredicted at every border.
 struct CornerRows {
   alignas(64) int64_t address[4][kChunk];
 };
 
-// `rows`: address of the image's first row; rows are row_bytes apart.
+// `rows`: address of the image's first row; rows are row_bytes apart. `nowhere`: an address for each corner.
 template <typename T>
 DINOX_INLINE void find_rows(const LevelsOfSamples<T>& levels, const Footprints<T>& f, int64_t rows, int64_t row_bytes,
-                            CornerRows& found) {
-  const int64_t zeros = reinterpret_cast<int64_t>(kRowOfZeros);
+                            const int64_t (&nowhere)[4], CornerRows& found) {
   for (int64_t i = 0; i < kChunk; i += kWideLanes) {
     Wide token, corners, row_length;
     load_wide(f.token + i, token);
     load_wide(f.corners + i, corners);
     load_wide(levels.row_lengths + i, row_length);
     const Wide top = rows + token * row_bytes, bottom = top + row_length * row_bytes;
-    const Wide nowhere = Wide{} + zeros;
-    store_vector(found.address[kTopLeft] + i, (corners & 1) != 0 ? top : nowhere);
-    store_vector(found.address[kTopRight] + i, (corners & 2) != 0 ? top + row_bytes : nowhere);
-    store_vector(found.address[kBottomLeft] + i, (corners & 4) != 0 ? bottom : nowhere);
-    store_vector(found.address[kBottomRight] + i, (corners & 8) != 0 ? bottom + row_bytes : nowhere);
+    const Wide at[4] = {top, top + row_bytes, bottom, bottom + row_bytes};
+#pragma GCC unroll 4
+    for (int corner = 0; corner < 4; ++corner) {
+      const Wide inside = (corners & (1 << corner)) != 0;
+      store_vector(found.address[corner] + i, inside ? at[corner] : Wide{} + nowhere[corner]);
+    }
   }
 }
