@@ -44,8 +44,8 @@ DINOX_INLINE void read_block(const Problem<T>& p, const LevelRows<T>& rows, int6
       prefetch(p.in.pairs + 2 * ahead, 2 * points);
       prefetch(p.in.scalars + ahead, points);
     }
-    prefetch(p.grad_pairs + 2 * sample, 2 * points);
-    prefetch(p.grad_weights + sample, points);
+    if (p.grad_pairs != nullptr) prefetch(p.grad_pairs + 2 * sample, 2 * points);
+    if (p.grad_weights != nullptr) prefetch(p.grad_weights + sample, points);
     T* pairs = block.pairs.data() + 2 * q * points;
     copy_points(p.in.pairs + 2 * sample, 2 * points, pairs);
     copy_points(p.in.scalars + sample, points, block.weights.data() + q * points);
@@ -84,6 +84,7 @@ template <typename T, int Blocks>
 DINOX_INLINE void visit_block(const Problem<T>& p, int64_t image, int64_t head, int64_t begin, int64_t queries,
                               int64_t channel, bool far, Block<T>& block) {
   const int64_t left = p.n.channels - channel, samples = queries * p.n.points;
+  const bool of_value = p.grad_value != nullptr, of_samples = p.grad_pairs != nullptr || p.grad_weights != nullptr;
   int64_t sample = 0;
   for (int64_t q = 0; q < queries; ++q) {
     Row<T, Blocks> grad;
@@ -102,25 +103,36 @@ DINOX_INLINE void visit_block(const Problem<T>& p, int64_t image, int64_t head, 
           constexpr int64_t kBytes = Row<T, Blocks>::kChannels * sizeof(T);
           const int64_t step = channel * sizeof(T);
           prefetch_bytes(block.value_rows[ahead / kChunk].address[corner][ahead % kChunk] + step, kBytes);
-          prefetch_bytes(block.grad_rows[ahead / kChunk].address[corner][ahead % kChunk] + step, kBytes);
+          if (of_value) prefetch_bytes(block.grad_rows[ahead / kChunk].address[corner][ahead % kChunk] + step, kBytes);
         }
       }
       const int64_t chunk = sample / kChunk, i = sample % kChunk;
       const Footprints<T>& f = block.footprints[chunk];
       if (f.corners[i] == 0) continue;
-      Vector<T> products[4];
-#pragma GCC unroll 4
-      for (int corner = 0; corner < 4; ++corner) {
+      const auto row_at = [&](const CornerRows& rows, int corner) DINOX_TARGET {
         const bool inside = f.corners[i] >> corner & 1;
-        Row<T, Blocks> row;
-        row.load(reinterpret_cast<const T*>(block.value_rows[chunk].address[corner][i]) + (inside ? channel : 0));
-        products[corner] = grad.dot(row);
-        T* to = reinterpret_cast<T*>(block.grad_rows[chunk].address[corner][i]) + (inside ? channel : 0);
-        row.load(to);
-        row.add(f.factor[corner][i], grad);
-        row.store(to);
+        return reinterpret_cast<T*>(rows.address[corner][i]) + (inside ? channel : 0);
+      };
+      if (of_samples) {
+        Vector<T> products[4];
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) {
+          Row<T, Blocks> row;
+          row.load(row_at(block.value_rows[chunk], corner));
+          products[corner] = grad.dot(row);
+        }
+        add_lanes(products, block.dots.data() + 4 * sample);
       }
-      add_lanes(products, block.dots.data() + 4 * sample);
+      if (of_value) {
+#pragma GCC unroll 4
+        for (int corner = 0; corner < 4; ++corner) {
+          T* to = row_at(block.grad_rows[chunk], corner);
+          Row<T, Blocks> row;
+          row.load(to);
+          row.add(f.factor[corner][i], grad);
+          row.store(to);
+        }
+      }
     }
   }
 }
@@ -133,9 +145,13 @@ DINOX_INLINE void write_block(const Problem<T>& p, int64_t image, int64_t head, 
   const T height = p.levels[level].height, width = p.levels[level].width;
   for (int64_t first = 0, chunk = 0; first < samples; first += kChunk, ++chunk) {
     const Footprints<T>& f = block.footprints[chunk];
-    const T* __restrict dots = block.dots.data() + 4 * first;
+    T* __restrict dots = block.dots.data() + 4 * first;
     T* __restrict pairs = block.pairs.data() + 2 * first;
     T* __restrict weights = block.weights.data() + first;
+    for (int64_t i = 0; i < kChunk; ++i) {
+      // A gradient that is not finite has made no zero of pixels that are not there.
+      for (int corner = 0; corner < 4; ++corner) dots[4 * i + corner] = f.corners[i] >> corner & 1 ? dots[4 * i + corner] : 0;
+    }
     for (int64_t i = 0; i < kChunk; ++i) {
       const T top_slope = dots[4 * i + kTopRight] - dots[4 * i + kTopLeft];
       const T bottom_slope = dots[4 * i + kBottomRight] - dots[4 * i + kBottomLeft];
@@ -148,8 +164,8 @@ DINOX_INLINE void write_block(const Problem<T>& p, int64_t image, int64_t head, 
   }
   for (int64_t q = 0; q < queries; ++q) {
     const int64_t sample = p.index(image, begin + q, head) * p.samples() + level * points;
-    copy_points(block.pairs.data() + 2 * q * points, 2 * points, p.grad_pairs + 2 * sample);
-    copy_points(block.weights.data() + q * points, points, p.grad_weights + sample);
+    if (p.grad_pairs != nullptr) copy_points(block.pairs.data() + 2 * q * points, 2 * points, p.grad_pairs + 2 * sample);
+    if (p.grad_weights != nullptr) copy_points(block.weights.data() + q * points, points, p.grad_weights + sample);
   }
 }
 
@@ -187,44 +203,56 @@ DINOX_INLINE void softmax_row(const Problem<T>& p, const T* logits, T* weights, 
   }
 }
 
+// In place: the gradients of the weights of one (query, head) to those of its logits.
+template <typename T>
+DINOX_INLINE void weights_to_logits(const T* weights, int64_t samples, T* grads) {
+  T mean = 0;
+  for (int64_t i = 0; i < samples; ++i) mean += weights[i] * grads[i];
+  for (int64_t i = 0; i < samples; ++i) grads[i] = weights[i] * (grads[i] - mean);
+}
+
+// Adds what the locations of one (query, head, level) give to the gradient of their reference.
+template <typename T>
+DINOX_INLINE void add_to_reference(const T* grads, const T* offsets, int64_t points, int64_t size, T* grad_reference) {
+  T sum_x = 0, sum_y = 0, sum_w = 0, sum_h = 0;
+  for (int64_t i = 0; i < points; ++i) {
+    sum_x += grads[2 * i];
+    sum_y += grads[2 * i + 1];
+    sum_w += grads[2 * i] * offsets[2 * i];
+    sum_h += grads[2 * i + 1] * offsets[2 * i + 1];
+  }
+  grad_reference[0] += sum_x;
+  grad_reference[1] += sum_y;
+  if (size == 4) {
+    grad_reference[2] += sum_w * (T(0.5) / points);
+    grad_reference[3] += sum_h * (T(0.5) / points);
+  }
+}
+
 // In place, for the query number `row` of (B, Q): gradients of locations to those of offsets (and of references),
-// gradients of weights to those of logits.
+// gradients of weights to those of logits; of what there is.
 template <typename T>
 DINOX_INLINE void chain_row(const Problem<T>& p, const T* offsets, T* grad_references, int64_t row) {
   const int64_t size = p.in.reference_size, points = p.n.points, samples = p.samples();
   const T* references = p.in.references_of(p.n, row);
-  T* grad_reference = grad_references + row * p.n.levels * size;
-  std::fill_n(grad_reference, p.n.levels * size, T(0));
+  T* grad_reference = grad_references == nullptr ? nullptr : grad_references + row * p.n.levels * size;
+  if (grad_reference != nullptr) std::fill_n(grad_reference, p.n.levels * size, T(0));
   for (int64_t head = 0; head < p.n.heads; ++head) {
     const int64_t begin = (row * p.n.heads + head) * samples;
-    const T* weights = p.in.scalars + begin;
-    T* grad_weights = p.grad_weights + begin;
-    T mean = 0;
-    for (int64_t i = 0; i < samples; ++i) mean += weights[i] * grad_weights[i];
-    for (int64_t i = 0; i < samples; ++i) grad_weights[i] = weights[i] * (grad_weights[i] - mean);
+    if (p.grad_weights != nullptr) weights_to_logits(p.in.scalars + begin, samples, p.grad_weights + begin);
+    if (p.grad_pairs == nullptr) continue;
     for (int64_t level = 0; level < p.n.levels; ++level) {
       const T* reference = references + level * size;
-      const T* pairs = offsets + 2 * (begin + level * points);
-      T* grad_pairs = p.grad_pairs + 2 * (begin + level * points);
+      const int64_t first = 2 * (begin + level * points);
+      T* grad_pairs = p.grad_pairs + first;
+      if (grad_reference != nullptr)
+        add_to_reference(grad_pairs, offsets + first, points, size, grad_reference + level * size);
       const T share = T(0.5) / points;
-      T sum_x = 0, sum_y = 0, sum_w = 0, sum_h = 0;
-      for (int64_t i = 0; i < points; ++i) {
-        sum_x += grad_pairs[2 * i];
-        sum_y += grad_pairs[2 * i + 1];
-        sum_w += grad_pairs[2 * i] * pairs[2 * i];
-        sum_h += grad_pairs[2 * i + 1] * pairs[2 * i + 1];
-      }
       const T x_step = size == 4 ? reference[2] * share : 1 / static_cast<T>(p.levels[level].width);
       const T y_step = size == 4 ? reference[3] * share : 1 / static_cast<T>(p.levels[level].height);
       for (int64_t i = 0; i < points; ++i) {
         grad_pairs[2 * i] *= x_step;
         grad_pairs[2 * i + 1] *= y_step;
-      }
-      grad_reference[level * size] += sum_x;
-      grad_reference[level * size + 1] += sum_y;
-      if (size == 4) {
-        grad_reference[level * size + 2] += sum_w * share;
-        grad_reference[level * size + 3] += sum_h * share;
       }
     }
   }
@@ -239,10 +267,14 @@ DINOX_INLINE void backward_on_copies(const Problem<T>& p, int64_t image, int64_t
   const int64_t stride = p.n.heads * p.n.channels;
   const int64_t first = ((image * p.n.tokens + p.levels[level].start) * p.n.heads + head) * p.n.channels;
   copy_rows(static_cast<const value_t*>(p.value) + first, stride, p.n.channels, copies, 2 * padded, padded, tokens);
-  for (int64_t token = 0; token < tokens; ++token) std::memset(copies + (2 * token + 1) * padded, 0, padded * sizeof(T));
+  if (p.grad_value != nullptr) {
+    for (int64_t token = 0; token < tokens; ++token)
+      std::memset(copies + (2 * token + 1) * padded, 0, padded * sizeof(T));
+  }
   // Footprints count tokens from the first of the image.
   T* origin = copies - p.levels[level].start * 2 * padded;
   backward_task<T>(p, {origin, origin + padded, 2 * padded}, image, head, level, false);
+  if (p.grad_value == nullptr) return;
   copy_rows(copies + padded, 2 * padded, p.n.channels, static_cast<value_t*>(p.grad_value) + first, stride,
             p.n.channels, tokens);
 }
@@ -250,7 +282,8 @@ DINOX_INLINE void backward_on_copies(const Problem<T>& p, int64_t image, int64_t
 template <typename T>
 DINOX_INLINE void backward_in_place(const Problem<T>& p, int64_t image, int64_t head, int64_t level) {
   const int64_t first = (image * p.n.tokens * p.n.heads + head) * p.n.channels;
-  const LevelRows<T> rows{static_cast<const T*>(p.value) + first, static_cast<T*>(p.grad_value) + first,
+  T* grad_value = static_cast<T*>(p.grad_value);
+  const LevelRows<T> rows{static_cast<const T*>(p.value) + first, grad_value == nullptr ? nullptr : grad_value + first,
                           p.n.heads * p.n.channels};
   backward_task(p, rows, image, head, level, true);
 }

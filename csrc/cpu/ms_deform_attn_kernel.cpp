@@ -14,6 +14,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -114,6 +115,7 @@ struct Problem {
   bool bfloat_rows = false;  // forward: value rows are kept in bfloat16
   void* output = nullptr;
   const T* grad_output = nullptr;
+  // Null: nobody asks for it.
   void* grad_value = nullptr;
   T* grad_pairs = nullptr;
   T* grad_weights = nullptr;
@@ -254,18 +256,30 @@ at::Tensor run_forward(Problem<T>& p, const at::Tensor& value) {
   return output.to(p.value_type);
 }
 
-// Returns grad_value, and fills p.grad_pairs and p.grad_weights with the gradients of locations and weights.
+// A tensor like another one, its memory as it comes; undefined where nobody asks for it.
+at::Tensor room_for(const at::Tensor& like, bool wanted) {
+  return wanted ? at::empty(like.sizes(), like.options()) : at::Tensor();
+}
+
 template <typename T>
-at::Tensor run_backward(Problem<T>& p, const at::Tensor& grad_output, const at::Tensor& value) {
+T* data_of(at::Tensor& tensor) {
+  return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
+}
+
+// Returns grad_value if asked for, and fills p.grad_pairs and p.grad_weights, if there, with the gradients of locations
+// and weights.
+template <typename T>
+at::Tensor run_backward(Problem<T>& p, const at::Tensor& grad_output, const at::Tensor& value, bool wants_value) {
   const Sizes& n = p.n;
   const at::Tensor grad = grad_output.to(c10::CppTypeToScalarType<T>::value);
   const bool in_place = value.scalar_type() == c10::CppTypeToScalarType<T>::value &&
                         n.channels % kBlock<T> == 0 && !is_dense(n);
-  at::Tensor grad_value = in_place ? at::zeros(value.sizes(), value.options()) : at::empty(value.sizes(), value.options());
+  at::Tensor grad_value = in_place && wants_value ? at::zeros(value.sizes(), value.options()) : room_for(value, wants_value);
+  if (!wants_value && p.grad_pairs == nullptr && p.grad_weights == nullptr) return grad_value;
   p.value = value.const_data_ptr();
   p.value_type = value.scalar_type();
   p.grad_output = grad.const_data_ptr<T>();
-  p.grad_value = grad_value.mutable_data_ptr();
+  p.grad_value = wants_value ? grad_value.mutable_data_ptr() : nullptr;
   int64_t largest = 0;
   for (const Level& level : p.levels) largest = std::max(largest, int64_t{level.height} * level.width);
   const auto run_task = tasks<T>().backward;
@@ -309,24 +323,22 @@ at::Tensor ms_deform_attn(const at::Tensor& value, const at::Tensor& spatial_sha
   });
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at::Tensor& grad_output,
-                                                                       const at::Tensor& value,
-                                                                       const at::Tensor& spatial_shapes,
-                                                                       const at::Tensor& sampling_locations,
-                                                                       const at::Tensor& attention_weights) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(
+    const at::Tensor& grad_output, const at::Tensor& value, const at::Tensor& spatial_shapes,
+    const at::Tensor& sampling_locations, const at::Tensor& attention_weights, std::array<bool, 3> output_mask) {
   const Sizes n = check_arguments(value, spatial_shapes, sampling_locations, attention_weights);
   check_grad_output(grad_output, value, n);
   const std::vector<Level> levels = check_levels(spatial_shapes, n.tokens);
   const at::Tensor rows = value.contiguous(), locations = sampling_locations.contiguous();
   const at::Tensor weights = attention_weights.contiguous(), grad = grad_output.contiguous();
-  at::Tensor grad_locations = at::empty(locations.sizes(), locations.options());
-  at::Tensor grad_weights = at::empty(weights.sizes(), weights.options());
-  const at::Tensor grad_value = with_precision(value, [&](auto zero) {
+  const auto [wants_value, wants_locations, wants_weights] = output_mask;
+  at::Tensor grad_locations = room_for(locations, wants_locations), grad_weights = room_for(weights, wants_weights);
+  const at::Tensor grad_value = with_precision(value, [&, wants_value = wants_value](auto zero) {
     using T = decltype(zero);
     Problem<T> p(n, levels, input_of<T>(locations, weights));
-    p.grad_pairs = grad_locations.mutable_data_ptr<T>();
-    p.grad_weights = grad_weights.mutable_data_ptr<T>();
-    return run_backward(p, grad, rows);
+    p.grad_pairs = data_of<T>(grad_locations);
+    p.grad_weights = data_of<T>(grad_weights);
+    return run_backward(p, grad, rows, wants_value);
   });
   return {grad_value, grad_locations, grad_weights};
 }
@@ -347,7 +359,8 @@ at::Tensor ms_deform_attn_fused(const at::Tensor& value, at::IntArrayRef spatial
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_backward(
     const at::Tensor& grad_output, const at::Tensor& value, at::IntArrayRef spatial_shapes,
-    const at::Tensor& reference_points, const at::Tensor& sampling_offsets, const at::Tensor& attention_logits) {
+    const at::Tensor& reference_points, const at::Tensor& sampling_offsets, const at::Tensor& attention_logits,
+    std::array<bool, 4> output_mask) {
   const Sizes n = check_fused_arguments(value, spatial_shapes, reference_points, sampling_offsets, attention_logits);
   check_grad_output(grad_output, value, n);
   const std::vector<Level> levels = check_levels(spatial_shapes, n.tokens);
@@ -355,27 +368,31 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_
   const at::Tensor offsets = precise(sampling_offsets, value), logits = precise(attention_logits, value);
   const at::Tensor grad = grad_output.contiguous();
   at::Tensor weights = at::empty(logits.sizes(), logits.options());
-  at::Tensor grad_references = at::empty(references.sizes(), references.options());
-  at::Tensor grad_offsets = at::empty(offsets.sizes(), offsets.options());
-  at::Tensor grad_logits = at::empty(logits.sizes(), logits.options());
-  const at::Tensor grad_value = with_precision(value, [&](auto zero) {
+  const auto [wants_value, wants_references, wants_offsets, wants_logits] = output_mask;
+  const bool has_chain = wants_references || wants_offsets || wants_logits;
+  at::Tensor grad_references = room_for(references, wants_references);
+  at::Tensor grad_offsets = room_for(offsets, wants_offsets || wants_references);  // those come from these
+  at::Tensor grad_logits = room_for(logits, wants_logits);
+  const at::Tensor grad_value = with_precision(value, [&, wants_value = wants_value](auto zero) {
     using T = decltype(zero);
     constexpr int64_t kRowsPerTask = 64;
     const int64_t rows_of_queries = n.images * n.queries;
     Problem<T> p(n, levels, input_of<T>(offsets, weights, references));
-    p.grad_pairs = grad_offsets.mutable_data_ptr<T>();
-    p.grad_weights = grad_logits.mutable_data_ptr<T>();
+    p.grad_pairs = data_of<T>(grad_offsets);
+    p.grad_weights = data_of<T>(grad_logits);
     T* weight = weights.mutable_data_ptr<T>();
     const T* logit = logits.const_data_ptr<T>();
     for_each_task(rows_of_queries, kRowsPerTask, [&](int64_t row) { tasks<T>().softmax(p, logit, weight, row); });
-    const at::Tensor result = run_backward(p, grad, rows);
-    T* reference = grad_references.mutable_data_ptr<T>();
+    const at::Tensor result = run_backward(p, grad, rows, wants_value);
+    if (!has_chain) return result;
+    T* reference = data_of<T>(grad_references);
     const T* offset = offsets.const_data_ptr<T>();
     for_each_task(rows_of_queries, kRowsPerTask, [&](int64_t row) { tasks<T>().chain(p, offset, reference, row); });
     return result;
   });
-  return {grad_value, grad_references, grad_offsets.to(sampling_offsets.scalar_type()),
-          grad_logits.to(attention_logits.scalar_type())};
+  return {grad_value, grad_references,
+          wants_offsets ? grad_offsets.to(sampling_offsets.scalar_type()) : at::Tensor(),
+          wants_logits ? grad_logits.to(attention_logits.scalar_type()) : at::Tensor()};
 }
 
 }  // namespace

@@ -21,3 +21,12 @@ def test_torch_counts_both_forms_forward_and_backward():
             count for name, count in counter.get_flop_counts()["Global"].items() if "ms_deform_attn" in str(name)
         )
         assert ours == 2 * expected + 4 * expected
+
+
+def test_torch_counts_only_gradients_that_are_asked_for():
+    plain = test_ms_deform_attn.make_inputs()
+    forward = 2 * multiply_adds(plain.value.shape, plain.weights.shape)
+    output = ms_deform_attn(plain.value.requires_grad_(), plain.sizes, plain.locations, plain.weights)
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == forward

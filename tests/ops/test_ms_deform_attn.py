@@ -4,6 +4,7 @@ Legend: B images, S tokens, H heads, C channels per head, Q queries, L levels, P
 """
 
 import importlib
+import itertools
 import logging
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dinox.ops import backend, library, ms_deform_attn, ms_deform_attn_reference
 from dinox.ops.reference import ms_deform_attn_reference_backward
@@ -68,6 +70,20 @@ def gradients(function, inputs: Inputs, sizes, grad: Tensor | None = None) -> li
 def assert_all_close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     for got, want in zip(actual, expected, strict=True):
         torch.testing.assert_close(got.double(), want.double(), rtol=tolerance, atol=tolerance)
+
+
+class CallsOf(TorchDispatchMode):
+    """Records the arguments of each call of an operator."""
+
+    def __init__(self, operator: torch._ops.OpOverload) -> None:
+        super().__init__()
+        self.operator = operator
+        self.arguments = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator is self.operator:
+            self.arguments.append(args)
+        return operator(*args, **(kwargs or {}))
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -287,12 +303,40 @@ def test_inputs_need_not_be_contiguous_or_aligned(queries):
         assert_all_close([output.detach(), *grads], expected, 0 if backend("cpu") == "extension" else 1e-4)
 
 
-def test_gradients_of_some_inputs_only():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [2, 300], ids=["fewer samples than tokens", "more samples than tokens"])
+@pytest.mark.parametrize("mask", itertools.product([False, True], repeat=3))
+def test_gradients_of_some_inputs_only(mask, queries, dtype):
+    value, sizes, *samples = make_inputs(channels=16, queries=queries).to(dtype)
+    grad = torch.randn(2, queries, 32, generator=torch.Generator().manual_seed(7)).to(dtype)
+    complete = BACKWARD(grad, value, torch.tensor(sizes), *samples, [True] * 3)
+    for got, wanted, expected in zip(
+        BACKWARD(grad, value, torch.tensor(sizes), *samples, mask), mask, complete, strict=True
+    ):
+        assert torch.equal(got, expected) if wanted else got is None
+
+
+def test_autograd_asks_only_for_the_gradients_that_are_needed():
     inputs = make_inputs()
-    _, grad_value, _, _ = gradients(ms_deform_attn, inputs, inputs.shapes, torch.ones(2, 3, 16))
     value = inputs.value.requires_grad_()
-    ms_deform_attn(value, inputs.shapes, inputs.locations, inputs.weights).sum().backward()
-    torch.testing.assert_close(value.grad, grad_value, rtol=0, atol=0)
+    output = ms_deform_attn(value, inputs.shapes, inputs.locations, inputs.weights)
+    with CallsOf(BACKWARD) as calls:
+        output.sum().backward()
+    assert [arguments[-1] for arguments in calls.arguments] == [[True, False, False]]
+    _, grad_value, _, _ = gradients(ms_deform_attn, inputs, inputs.shapes, torch.ones(2, 3, 16))
+    assert torch.equal(value.grad, grad_value)
+
+
+def test_a_gradient_that_is_not_finite_stays_where_it_belongs():
+    """Pixels beyond the level are zeros, not zeros times infinity; samples that are nowhere get no gradient."""
+    inputs = make_inputs().to(torch.float32)
+    inputs.locations[:, 1] = torch.nan
+    grad = torch.full((2, 3, 16), torch.inf)
+    _, grad_value, grad_locations, grad_weights = gradients(ms_deform_attn, inputs, inputs.sizes, grad)
+    assert not grad_locations[:, 1].any()
+    assert not grad_weights[:, 1].any()
+    untouched = gradients(ms_deform_attn, inputs, inputs.sizes, torch.ones(2, 3, 16))[1] == 0
+    assert torch.equal(grad_value[untouched], torch.zeros_like(grad_value[untouched]))
 
 
 def test_gradients_of_gradients_are_refused():
@@ -314,7 +358,10 @@ def test_opcheck(dtype):
     value, locations, weights = (tensor.requires_grad_() for tensor in tensors)
     torch.library.opcheck(OPERATOR, (value, inputs.shapes, locations, weights))
     grad = torch.randn(2, 2, 16).to(dtype)
-    torch.library.opcheck(BACKWARD, (grad, value.detach(), inputs.shapes, locations.detach(), weights.detach()))
+    for mask in ([True, True, True], [False, True, False]):
+        torch.library.opcheck(
+            BACKWARD, (grad, value.detach(), inputs.shapes, locations.detach(), weights.detach(), mask)
+        )
 
 
 def attend_in_all_ways(value: Tensor, sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -446,7 +493,7 @@ def test_direct_calls_of_the_kernels_are_checked_too(position, tensor):
     with pytest.raises(ValueError, match="expected"):
         OPERATOR(*arguments)
     with pytest.raises(ValueError, match="expected"):
-        BACKWARD(torch.zeros(2, 3, 16), *arguments)
+        BACKWARD(torch.zeros(2, 3, 16), *arguments, [True] * 3)
 
 
 # ---------------------------------------------------------------- with and without the extension
