@@ -98,18 +98,17 @@ struct Chunk {
   int64_t count;
 };
 
-// The work of one call of forward_channels: (query, head) number `index` of `count` consecutive ones, `step` apart in
-// everything that is indexed so. Rows are those of one head if step is that of queries, else those of all heads.
+// The work of one call of forward_channels: `count` (query, head) numbers from `index` on, `step` apart.
 template <typename element>
 struct Items {
   int64_t index, step, count;
-  const element* rows;
-  int64_t row_bytes;  // from token to token
+  const element* rows;  // the first of the image; of all heads if `in_place`, else of one
+  int64_t row_bytes;    // from token to token
+  bool in_place;
 
   template <typename T>
   DINOX_INLINE int64_t address(const Problem<T>& p, int64_t item) const {
-    const int64_t offset = step == 1 ? p.first_element(index + item) : 0;
-    return reinterpret_cast<int64_t>(rows + offset);
+    return reinterpret_cast<int64_t>(rows + (in_place ? p.first_element(index + item * step) : 0));
   }
 };
 
@@ -120,7 +119,6 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
   typedef typename Stored::element element;
   constexpr int kSums = std::max(4 / Row<T, Blocks>::kVectors, 2);  // enough additions under way at a time
   const int64_t samples = p.samples(), chunks = (samples + kChunk - 1) / kChunk;
-  const bool far = items.step == 1;
   const int64_t zeros = reinterpret_cast<int64_t>(kRowOfZeros);
   Chunk<T> ready[2];
   Softmax<T> softmax(Raw ? chunks * kChunk : 0);
@@ -134,7 +132,7 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
     const int64_t rows = items.address(p, item) + channel * sizeof(element);
     find_rows(levels, c.f, rows, items.row_bytes, {zeros, zeros, zeros, zeros}, c.rows);
     c.count = std::min(kChunk, samples - first);
-    if (!far) return;
+    if (!items.in_place) return;
     for (int64_t i = 0; i < c.count; ++i)
       for (int corner = 0; corner < 4; ++corner)
         prefetch_bytes(c.rows.address[corner][i], Blocks * kBlock<T> * sizeof(element));

@@ -28,10 +28,12 @@
 #include <vector>
 
 #if defined(__x86_64__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the header's own functions, by mistake
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in intrinsics' own functions, by mistake
+#pragma GCC diagnostic ignored "-Wpsabi"  // no vector is passed between functions of different instruction sets
 #include <immintrin.h>
-#pragma GCC diagnostic pop
 #endif
 
 #include "../checks.h"

@@ -50,7 +50,7 @@ DINOX_INLINE T softmax_powers(const T* logits, int64_t count, T* powers) {
   }
   greatest = Vector<T>{} + over_lanes<T>(greatest, [](auto a, auto b) DINOX_TARGET { return a > b ? a : b; });
   Vector<T> sum{};
-  for (int64_t i = 0; i < count; i += kLanes<T>) {
+  for (int64_t i = 0; i < (count + kChunk - 1) / kChunk * kChunk; i += kLanes<T>) {
     Vector<T> logit;
     load_vector(powers + i, logit);
     const Vector<T> power = exp_of(logit - greatest);

@@ -121,6 +121,18 @@ def test_operator_equals_reference_in_float32(channels, queries):
     assert_all_close([tensor / scale for tensor in actual], [tensor / scale for tensor in expected], 2e-6)
 
 
+@pytest.mark.parametrize("queries", [2, 300], ids=["fewer samples than tokens", "more samples than tokens"])
+@pytest.mark.parametrize("heads", [1, 3, 8])
+@pytest.mark.parametrize("images", [1, 3])
+def test_numbers_of_images_and_heads(images, heads, queries):
+    sizes = [(13, 11), (7, 6), (3, 3)]
+    inputs = make_inputs(sizes, images=images, heads=heads, channels=32, queries=queries)
+    expected = gradients(ms_deform_attn_reference, inputs, inputs.shapes)
+    actual = gradients(ms_deform_attn, inputs.to(torch.float32), inputs.shapes)
+    scale = max(tensor.abs().max().item() for tensor in expected)
+    assert_all_close([tensor / scale for tensor in actual], [tensor / scale for tensor in expected], 2e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("channels", [8, 32])
 def test_half_precision_values_are_accumulated_in_float32(dtype, channels):
