@@ -63,17 +63,17 @@ DINOX_INLINE void offsets_to_pixels(const Problem<T>& p, const T* references, in
 // Attention weights of one (query, head): powers, up to whole chunks, times a factor.
 template <typename T>
 struct Softmax {
-  std::vector<T> numbers;
+  std::unique_ptr<T[], FreeRoom> room;
   T* powers;
   T factor = 0;
 
-  DINOX_TARGET explicit Softmax(int64_t count) : numbers(count), powers(numbers.data()) {}
+  DINOX_TARGET explicit Softmax(int64_t count) : room(make_room<T>(count)), powers(room.get()) {}
 };
 
-// Samples [first, first + kChunk) of the (query, head) number `index`.
+// Samples [first, first + kChunk) of the (query, head) number `index`, a head of the query number `row` of (B, Q).
 template <typename T, bool Raw>
-DINOX_INLINE void read_samples(const Problem<T>& p, int64_t index, int64_t first, const LevelsOfSamples<T>& levels,
-                               const Softmax<T>& softmax, Samples<T>& s) {
+DINOX_INLINE void read_samples(const Problem<T>& p, int64_t index, int64_t row, int64_t first,
+                               const LevelsOfSamples<T>& levels, const Softmax<T>& softmax, Samples<T>& s) {
   const int64_t sample = index * p.samples() + first;
   const int64_t count = std::min(kChunk, p.samples() - first);
   split_pairs(p.in.pairs + 2 * sample, count, s.x, s.y);
@@ -83,7 +83,7 @@ DINOX_INLINE void read_samples(const Problem<T>& p, int64_t index, int64_t first
       load_vector(softmax.powers + first + i, power);
       store_vector(s.weight + i, power * softmax.factor);
     }
-    offsets_to_pixels(p, p.in.references_of(p.n, index / p.n.heads), first, levels, s);
+    offsets_to_pixels(p, p.in.references_of(p.n, row), first, levels, s);
   } else {
     copy_chunk(p.in.scalars + sample, count, s.weight);
     to_pixels(levels, s);
@@ -105,7 +105,13 @@ struct Items {
   const element* rows;  // the first of the image; of all heads if `in_place`, else of one
   int64_t row_bytes;    // from token to token
   bool in_place;
+  int64_t first_row;  // of (B, Q), that of `index`
 
+  // Of (B, Q). Only consecutive heads need a division each.
+  template <typename T>
+  DINOX_INLINE int64_t row(const Problem<T>& p, int64_t item) const {
+    return in_place ? (index + item) / p.n.heads : first_row + item;
+  }
   template <typename T>
   DINOX_INLINE int64_t address(const Problem<T>& p, int64_t item) const {
     return reinterpret_cast<int64_t>(rows + (in_place ? p.first_element(index + item * step) : 0));
@@ -127,7 +133,7 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
     if (Raw && chunk == 0) softmax.factor = softmax_powers(p.in.scalars + index * samples, samples, softmax.powers);
     const LevelsOfSamples<T> levels = p.levels_of_samples(first);
     Samples<T> s;
-    read_samples<T, Raw>(p, index, first, levels, softmax, s);
+    read_samples<T, Raw>(p, index, items.row(p, item), first, levels, softmax, s);
     locate(levels, s, c.f);
     const int64_t rows = items.address(p, item) + channel * sizeof(element);
     find_rows(levels, c.f, rows, items.row_bytes, {zeros, zeros, zeros, zeros}, c.rows);
@@ -143,6 +149,10 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
     const int64_t ahead = (items.index + std::min(item + kQueriesAhead, items.count - 1) * items.step) * samples;
     prefetch(p.in.pairs + 2 * ahead, 2 * samples);
     prefetch(p.in.scalars + ahead, samples);
+    if (Raw && !items.in_place) {
+      const int64_t row = items.row(p, std::min(item + kQueriesAhead, items.count - 1));
+      prefetch(p.in.references_of(p.n, row), p.n.levels * p.in.reference_size);
+    }
     Row<T, Blocks> sums[kSums];
     for (Row<T, Blocks>& sum : sums) sum.zero();
     for (int64_t chunk = 0; chunk < chunks; ++chunk, ++step) {

@@ -152,6 +152,15 @@ struct Problem {
   }
 };
 
+// Room for numbers, uninitialised, from the start of a cache line on: no row of whole blocks shares one with another.
+struct FreeRoom {
+  void operator()(void* room) const { ::operator delete(room, std::align_val_t{kLineBytes}); }
+};
+template <typename T>
+std::unique_ptr<T[], FreeRoom> make_room(int64_t count) {
+  return std::unique_ptr<T[], FreeRoom>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kLineBytes})));
+}
+
 // ---------------------------------------------------------------- instruction sets
 
 namespace portable {
@@ -213,15 +222,6 @@ template <typename T>
 const Tasks<T>& tasks() {
   static const Tasks<T> chosen = choose_tasks<T>();
   return chosen;
-}
-
-// Room for numbers, uninitialised, from the start of a cache line on: no row of whole blocks shares one with another.
-struct FreeRoom {
-  void operator()(void* room) const { ::operator delete(room, std::align_val_t{kLineBytes}); }
-};
-template <typename T>
-std::unique_ptr<T[], FreeRoom> make_room(int64_t count) {
-  return std::unique_ptr<T[], FreeRoom>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kLineBytes})));
 }
 
 // Calls run(task) for all tasks, in parallel.

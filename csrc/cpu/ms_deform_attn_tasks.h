@@ -60,7 +60,7 @@ struct Tasks {
       if (room == nullptr) {
         const int64_t first = begin * kItemsPerTask, last = std::min(end * kItemsPerTask, p.items());
         return run_items<Stored>(p, {first, 1, last - first, static_cast<const element*>(p.value),
-                                     p.stride() * static_cast<int64_t>(sizeof(element)), true});
+                                     p.stride() * static_cast<int64_t>(sizeof(element)), true, 0});
       }
     }
     const int64_t tasks_per_head = p.forward_tasks_per_head(), padded = p.blocks() * kBlock<T>;
@@ -78,7 +78,7 @@ struct Tasks {
       const int64_t first = task % tasks_per_head * kItemsPerTask;
       const int64_t count = std::min(kItemsPerTask, p.n.queries - first);
       run_items<Stored>(p, {p.index(image, first, head), p.n.heads, count, copies,
-                            padded * static_cast<int64_t>(sizeof(element)), false});
+                            padded * static_cast<int64_t>(sizeof(element)), false, image * p.n.queries + first});
     }
   }
   template <typename Stored>

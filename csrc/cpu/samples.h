@@ -26,8 +26,12 @@ DINOX_INLINE void split_pairs(const T* __restrict pairs, int64_t count, T* __res
 
 template <typename T>
 DINOX_INLINE void copy_chunk(const T* __restrict from, int64_t count, T* __restrict to) {
-  if (count == kChunk) {
-    __builtin_memcpy(to, from, kChunk * sizeof(T));
+  if (count == kChunk) {  // by vectors, for it is vectors that will be loaded from there
+    for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
+      Vector<T> vector;
+      load_vector(from + i, vector);
+      store_vector(to + i, vector);
+    }
     return;
   }
   for (int64_t i = 0; i < kChunk; ++i) to[i] = i < count ? from[i] : T(0);
@@ -37,23 +41,28 @@ DINOX_INLINE void copy_chunk(const T* __restrict from, int64_t count, T* __restr
 // over their sum.
 template <typename T>
 DINOX_INLINE T softmax_powers(const T* logits, int64_t count, T* powers) {
-  Vector<T> greatest = Vector<T>{} + logits[0];
-  for (int64_t first = 0; first < count; first += kChunk) {
-    const int64_t here = std::min(kChunk, count - first);
-    copy_chunk(logits + first, here, powers + first);
-    for (int64_t i = here; i < kChunk; ++i) powers[first + i] = -std::numeric_limits<T>::infinity();
-    for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
-      Vector<T> logit;
-      load_vector(powers + first + i, logit);
-      greatest = logit > greatest ? logit : greatest;
-    }
+  // Whole chunks are loaded from where they are: what has just been copied in parts is not yet there for a vector.
+  alignas(64) T last[kChunk];
+  const int64_t whole = count / kChunk * kChunk;
+  if (whole < count) {
+    for (int64_t i = 0; i < kChunk; ++i)
+      last[i] = whole + i < count ? logits[whole + i] : -std::numeric_limits<T>::infinity();
+  }
+  const auto load = [&](int64_t i) DINOX_TARGET -> Vector<T> {
+    Vector<T> logit;
+    load_vector(i < whole ? logits + i : last + (i - whole), logit);
+    return logit;
+  };
+  const int64_t padded = (count + kChunk - 1) / kChunk * kChunk;
+  Vector<T> greatest = Vector<T>{} - std::numeric_limits<T>::infinity();
+  for (int64_t i = 0; i < padded; i += kLanes<T>) {
+    const Vector<T> logit = load(i);
+    greatest = logit > greatest ? logit : greatest;
   }
   greatest = Vector<T>{} + over_lanes<T>(greatest, [](auto a, auto b) DINOX_TARGET { return a > b ? a : b; });
   Vector<T> sum{};
-  for (int64_t i = 0; i < (count + kChunk - 1) / kChunk * kChunk; i += kLanes<T>) {
-    Vector<T> logit;
-    load_vector(powers + i, logit);
-    const Vector<T> power = exp_of(logit - greatest);
+  for (int64_t i = 0; i < padded; i += kLanes<T>) {
+    const Vector<T> power = exp_of(load(i) - greatest);
     store_vector(powers + i, power);
     sum += power;
   }

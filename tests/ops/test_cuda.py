@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from dinox.ops import backend, library, ms_deform_attn, ms_deform_attn_fused, sampling_locations
+from tests.ops.inputs import LEVELS, assert_all_close, gradients, make_inputs
 from tests.ops.test_fused import Raw, make_raw
 from tests.ops.test_fused import gradients as fused_gradients
-from tests.ops.test_ms_deform_attn import LEVELS, assert_all_close, gradients, make_inputs
 
 pytestmark = pytest.mark.gpu
 

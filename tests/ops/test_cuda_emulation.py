@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dinox.ops import ms_deform_attn, ms_deform_attn_fused
 from tests.ops.cuda_emulation import Emulation, compile_library
+from tests.ops.inputs import LEVELS, Inputs, gradients, make_inputs
 from tests.ops.test_fused import Raw, make_raw
 from tests.ops.test_fused import gradients as fused_gradients
-from tests.ops.test_ms_deform_attn import LEVELS, Inputs, gradients, make_inputs
 
 pytestmark = pytest.mark.slow  # the compilation
 

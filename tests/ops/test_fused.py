@@ -19,7 +19,7 @@ from dinox.ops import (
     sampling_locations,
 )
 from dinox.ops.reference import ms_deform_attn_fused_reference_backward
-from tests.ops.test_ms_deform_attn import LEVELS, CallsOf, assert_all_close, run_python
+from tests.ops.inputs import LEVELS, CallsOf, assert_all_close, run_python
 
 FUSED = torch.ops.dinox.ms_deform_attn_fused.default
 BACKWARD = torch.ops.dinox.ms_deform_attn_fused_backward.default
