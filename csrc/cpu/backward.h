@@ -6,7 +6,7 @@ struct Block {
   std::vector<T> pairs, weights;          // as they are given, filled up with zeros; then the gradients
   std::vector<Footprints<T>> footprints;  // a chunk each
   std::vector<CornerRows> value_rows, grad_rows;
-  std::vector<T> dots;                    // of grad_output with value at each corner of each sample: 4 each
+  std::vector<T> dots;  // of grad_output with value at each corner of each sample: 4 each
   alignas(64) char sinks[4][sizeof(kRowOfZeros)] = {};  // take gradients of pixels that are not there, a corner each
 
   DINOX_TARGET explicit Block(int64_t points) {
@@ -50,8 +50,7 @@ DINOX_INLINE void read_block(const Problem<T>& p, const LevelRows<T>& rows, int6
     copy_points(p.in.pairs + 2 * sample, 2 * points, pairs);
     copy_points(p.in.scalars + sample, points, block.weights.data() + q * points);
     if (p.in.references != nullptr) {
-      const T* reference =
-          p.in.references_of(p.n, image * p.n.queries + begin + q) + level * p.in.reference_size;
+      const T* reference = p.in.references_of(p.n, image * p.n.queries + begin + q) + level * p.in.reference_size;
       const bool box = p.in.reference_size == 4;
       const T x_step = box ? reference[2] * (T(0.5) / points) : 1 / width;
       const T y_step = box ? reference[3] * (T(0.5) / points) : 1 / height;
@@ -150,7 +149,8 @@ DINOX_INLINE void write_block(const Problem<T>& p, int64_t image, int64_t head, 
     T* __restrict weights = block.weights.data() + first;
     for (int64_t i = 0; i < kChunk; ++i) {
       // A gradient that is not finite has made no zero of pixels that are not there.
-      for (int corner = 0; corner < 4; ++corner) dots[4 * i + corner] = f.corners[i] >> corner & 1 ? dots[4 * i + corner] : 0;
+      for (int corner = 0; corner < 4; ++corner)
+        dots[4 * i + corner] = f.corners[i] >> corner & 1 ? dots[4 * i + corner] : 0;
     }
     for (int64_t i = 0; i < kChunk; ++i) {
       const T top_slope = dots[4 * i + kTopRight] - dots[4 * i + kTopLeft];
@@ -164,7 +164,8 @@ DINOX_INLINE void write_block(const Problem<T>& p, int64_t image, int64_t head, 
   }
   for (int64_t q = 0; q < queries; ++q) {
     const int64_t sample = p.index(image, begin + q, head) * p.samples() + level * points;
-    if (p.grad_pairs != nullptr) copy_points(block.pairs.data() + 2 * q * points, 2 * points, p.grad_pairs + 2 * sample);
+    if (p.grad_pairs != nullptr)
+      copy_points(block.pairs.data() + 2 * q * points, 2 * points, p.grad_pairs + 2 * sample);
     if (p.grad_weights != nullptr) copy_points(block.weights.data() + q * points, points, p.grad_weights + sample);
   }
 }

@@ -20,7 +20,8 @@ DINOX_INLINE void expand_references(const Problem<T>& p, const T* references, in
   if (p.n.points == kUsualPoints && count == kChunk) {
     const T* from = references + first / kUsualPoints * size + member;
     for (int64_t level = 0; level < kChunk / kUsualPoints; ++level)
-      for (int64_t point = 0; point < kUsualPoints; ++point) expanded[level * kUsualPoints + point] = from[level * size];
+      for (int64_t point = 0; point < kUsualPoints; ++point)
+        expanded[level * kUsualPoints + point] = from[level * size];
     return;
   }
   for (int64_t i = 0; i < kChunk; ++i)
@@ -157,8 +158,10 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
     for (Row<T, Blocks>& sum : sums) sum.zero();
     for (int64_t chunk = 0; chunk < chunks; ++chunk, ++step) {
       const Chunk<T>& c = ready[step % 2];
-      if (chunk + 1 < chunks) make_ready(item, chunk + 1, ready[(step + 1) % 2]);
-      else if (item + 1 < items.count) make_ready(item + 1, 0, ready[(step + 1) % 2]);
+      if (chunk + 1 < chunks)
+        make_ready(item, chunk + 1, ready[(step + 1) % 2]);
+      else if (item + 1 < items.count)
+        make_ready(item + 1, 0, ready[(step + 1) % 2]);
 #pragma GCC unroll 1
       for (int64_t i = 0; i < c.count; ++i) {
 #pragma GCC unroll 4

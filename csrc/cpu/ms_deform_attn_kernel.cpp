@@ -1,12 +1,13 @@
 // Multi-scale deformable attention on the CPU, forward and backward, from locations and weights or from raw inputs.
 //
-// Value rows of a head are read from a copy in which they lie side by side, padded to whole blocks of 64 bytes, unless
-// few rows will be read (decoders) and value can be used as it is. Each thread copies one head at a time, so that the
-// copies stay in its cache. Forward tasks are blocks of queries of one (image, head). A backward task owns all queries
-// of one (image, head, level), so gradients of value need no atomics. The partition depends on shapes only: any
-// number of threads gives the same bits. Channels are processed as vectors (GNU vector extension). The same loops, in
-// ms_deform_attn_tasks.h, are compiled for AVX-512, AVX2 and the portable baseline; the best that the CPU has runs, or
-// the one that the environment variable DINOX_CPU_ISA = avx512 | avx2 | portable names.
+// Value rows of a head are read from a copy in which they lie side by side, padded to whole blocks of 64 bytes, and
+// each thread copies one head at a time, so that the copies stay in its cache: forward tasks are blocks of queries of
+// one (image, head) then. Where few rows will be read (decoders) and value can be used as it is, there are no copies:
+// tasks are blocks of queries with all heads, which lie close together in memory, and rows are prefetched. A backward
+// task owns all queries of one (image, head, level), so gradients of value need no atomics. The partition depends on
+// shapes only: any number of threads gives the same bits. Channels are processed as vectors (GNU vector extension). The
+// same loops, in ms_deform_attn_tasks.h, are compiled for AVX-512, AVX2 and the portable baseline; the best that the
+// CPU has runs, or the one that the environment variable DINOX_CPU_ISA = avx512 | avx2 | portable names.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -32,7 +33,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #pragma GCC diagnostic ignored "-Wuninitialized"  // in intrinsics' own functions, by mistake
-#pragma GCC diagnostic ignored "-Wpsabi"  // no vector is passed between functions of different instruction sets
+#pragma GCC diagnostic ignored "-Wpsabi"          // no vector is passed between functions of different instruction sets
 #include <immintrin.h>
 #endif
 
@@ -98,8 +99,8 @@ struct LevelTable {
 // What samples are given as: locations and attention weights or, with references, offsets and logits.
 template <typename T>
 struct Input {
-  const T* pairs;    // (B, Q, H, L, P, 2)
-  const T* scalars;  // (B, Q, H, L, P)
+  const T* pairs;                 // (B, Q, H, L, P, 2)
+  const T* scalars;               // (B, Q, H, L, P)
   const T* references = nullptr;  // (B, Q, L, 2 or 4)
   int64_t reference_size = 0;
 
@@ -158,7 +159,8 @@ struct FreeRoom {
 };
 template <typename T>
 std::unique_ptr<T[], FreeRoom> make_room(int64_t count) {
-  return std::unique_ptr<T[], FreeRoom>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kLineBytes})));
+  return std::unique_ptr<T[], FreeRoom>(
+      static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{kLineBytes})));
 }
 
 // ---------------------------------------------------------------- instruction sets
@@ -244,8 +246,9 @@ at::Tensor run_forward(Problem<T>& p, const at::Tensor& value) {
   p.bfloat_rows = p.value_type == at::kBFloat16;
   const int64_t padded = p.blocks() * kBlock<T>;
   const bool in_place = p.value_type != at::kHalf && padded == n.channels && !is_dense(n);
-  at::Tensor output = at::empty({n.images, n.queries, n.heads * n.channels},
-                                value.options().dtype(p.bfloat_rows ? at::kBFloat16 : c10::CppTypeToScalarType<T>::value));
+  at::Tensor output =
+      at::empty({n.images, n.queries, n.heads * n.channels},
+                value.options().dtype(p.bfloat_rows ? at::kBFloat16 : c10::CppTypeToScalarType<T>::value));
   p.value = value.const_data_ptr();
   p.output = output.mutable_data_ptr();
   const auto run_tasks = tasks<T>().forward;
@@ -274,9 +277,10 @@ template <typename T>
 at::Tensor run_backward(Problem<T>& p, const at::Tensor& grad_output, const at::Tensor& value, bool wants_value) {
   const Sizes& n = p.n;
   const at::Tensor grad = grad_output.to(c10::CppTypeToScalarType<T>::value);
-  const bool in_place = value.scalar_type() == c10::CppTypeToScalarType<T>::value &&
-                        n.channels % kBlock<T> == 0 && !is_dense(n);
-  at::Tensor grad_value = in_place && wants_value ? at::zeros(value.sizes(), value.options()) : room_for(value, wants_value);
+  const bool in_place =
+      value.scalar_type() == c10::CppTypeToScalarType<T>::value && n.channels % kBlock<T> == 0 && !is_dense(n);
+  at::Tensor grad_value =
+      in_place && wants_value ? at::zeros(value.sizes(), value.options()) : room_for(value, wants_value);
   if (!wants_value && p.grad_pairs == nullptr && p.grad_weights == nullptr) return grad_value;
   p.value = value.const_data_ptr();
   p.value_type = value.scalar_type();
@@ -392,8 +396,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_
     for_each_task(rows_of_queries, kRowsPerTask, [&](int64_t row) { tasks<T>().chain(p, offset, reference, row); });
     return result;
   });
-  return {grad_value, grad_references,
-          wants_offsets ? grad_offsets.to(sampling_offsets.scalar_type()) : at::Tensor(),
+  return {grad_value, grad_references, wants_offsets ? grad_offsets.to(sampling_offsets.scalar_type()) : at::Tensor(),
           wants_logits ? grad_logits.to(attention_logits.scalar_type()) : at::Tensor()};
 }
 

@@ -33,7 +33,8 @@ struct Tasks {
   }
   // Number `task` of (image, head, level). `copies`: room for the rows of the largest level, twice; or null.
   DINOX_TARGET static void backward(const Problem<T>& p, int64_t task, T* copies) {
-    const int64_t level = task % p.n.levels, head = task / p.n.levels % p.n.heads, image = task / p.n.levels / p.n.heads;
+    const int64_t level = task % p.n.levels, head = task / p.n.levels % p.n.heads,
+                  image = task / p.n.levels / p.n.heads;
     if (copies == nullptr) return backward_in_place(p, image, head, level);
     if constexpr (std::is_same_v<T, double>) {
       backward_on_copies<T, double>(p, image, head, level, copies);
@@ -83,8 +84,10 @@ struct Tasks {
   }
   template <typename Stored>
   DINOX_INLINE static void run_items(const Problem<T>& p, const Items<typename Stored::element>& items) {
-    if (p.in.references != nullptr) forward_items<T, Stored, true>(p, items);
-    else forward_items<T, Stored, false>(p, items);
+    if (p.in.references != nullptr)
+      forward_items<T, Stored, true>(p, items);
+    else
+      forward_items<T, Stored, false>(p, items);
   }
 };
 

@@ -106,8 +106,7 @@ struct BfloatPairs {
 #pragma GCC unroll 16
     for (int v = 0; v < Row<float, Blocks>::kVectors; v += 2) {
       const Integers<float> even = rounded(row.part[v]), odd = rounded(row.part[v + 1]);
-      store_vector(padded + v * kLanes<float>,
-                   ((even >> 16) & 0xffff) | (odd & static_cast<int32_t>(0xffff0000)));
+      store_vector(padded + v * kLanes<float>, ((even >> 16) & 0xffff) | (odd & static_cast<int32_t>(0xffff0000)));
     }
     __builtin_memcpy(to, padded, std::min<int64_t>(count, Row<float, Blocks>::kChannels) * sizeof(uint16_t));
   }

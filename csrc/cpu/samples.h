@@ -1,4 +1,5 @@
-// Samples: where they are and where they fall. Included once per instruction set by ms_deform_attn_tasks.h, which says how.
+// Samples: where they are and where they fall. Included once per instruction set by ms_deform_attn_tasks.h, which says
+// how.
 
 // ---------------------------------------------------------------- what samples are given as
 

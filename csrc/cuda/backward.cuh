@@ -216,11 +216,9 @@ __device__ __forceinline__ void backward_group(const Problem& p, const Work& wor
       kept.at(i, 1, lane) = grad_x;
       kept.at(i, 2, lane) = grad_y;
       if (p.grad.pairs != nullptr)
-        store_pair<acc_t, true>(p.grad.pairs, p.in.pairs_type, index, grad_x * located.x_step,
-                                grad_y * located.y_step);
+        store_pair<acc_t, true>(p.grad.pairs, p.in.pairs_type, index, grad_x * located.x_step, grad_y * located.y_step);
     } else {
-      if (p.grad.scalars != nullptr)
-        store_number<acc_t, false>(p.grad.scalars, p.in.scalars_type, index, slopes[0][0]);
+      if (p.grad.scalars != nullptr) store_number<acc_t, false>(p.grad.scalars, p.in.scalars_type, index, slopes[0][0]);
       if (p.grad.pairs != nullptr) store_pair<acc_t, false>(p.grad.pairs, p.in.pairs_type, index, grad_x, grad_y);
     }
     if (p.grad.cells != nullptr) record(p, work, i, level, located);
