@@ -10,54 +10,44 @@ DINOX_INLINE void prefetch_bytes(int64_t address, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += kLineBytes) __builtin_prefetch(reinterpret_cast<const void*>(address + i));
 }
 
-// The number `member` of the reference of each sample's level, for samples [first, first + kChunk).
+// The number `member` of the reference of each sample's level, for a vector of samples from number `first` on. It is
+// put together in registers: a vector that is loaded from where numbers have just been stored one by one has to wait
+// until all that was before them is done.
 template <typename T>
-DINOX_INLINE void expand_references(const Problem<T>& p, const T* references, int64_t member, int64_t first,
-                                    T* __restrict expanded) {
+DINOX_INLINE Vector<T> expand_references(const Problem<T>& p, const T* references, int64_t member, int64_t first) {
   constexpr int64_t kUsualPoints = 4;
-  const int64_t size = p.in.reference_size;
-  const int64_t count = std::min(kChunk, p.samples() - first);
-  if (p.n.points == kUsualPoints && count == kChunk) {
+  const int64_t size = p.in.reference_size, last = p.samples() - 1;
+  Vector<T> expanded{};
+  if (p.n.points == kUsualPoints && first + kLanes<T> - 1 <= last) {
+    Integers<T> lanes;
+    for (int64_t lane = 0; lane < kLanes<T>; ++lane) lanes[lane] = lane;
     const T* from = references + first / kUsualPoints * size + member;
-    for (int64_t level = 0; level < kChunk / kUsualPoints; ++level)
-      for (int64_t point = 0; point < kUsualPoints; ++point)
-        expanded[level * kUsualPoints + point] = from[level * size];
-    return;
+    for (int64_t begin = 0; begin < kLanes<T>; begin += kUsualPoints)
+      expanded = lanes >= static_cast<Integer<T>>(begin) ? Vector<T>{} + from[begin / kUsualPoints * size] : expanded;
+    return expanded;
   }
-  for (int64_t i = 0; i < kChunk; ++i)
-    expanded[i] = i < count ? references[(first + i) / p.n.points * size + member] : T(0);
+  for (int64_t lane = 0; lane < kLanes<T>; ++lane)
+    expanded[lane] = references[std::min(first + lane, last) / p.n.points * size + member];
+  return expanded;
 }
 
 // From offsets in s to pixels, in place: offsets count cells around a point, or halves of a box shared by the points.
 template <typename T>
 DINOX_INLINE void offsets_to_pixels(const Problem<T>& p, const T* references, int64_t first,
                                     const LevelsOfSamples<T>& levels, Samples<T>& s) {
-  alignas(64) T anchor_x[kChunk], anchor_y[kChunk], anchor_w[kChunk], anchor_h[kChunk];
-  const bool boxes = p.in.reference_size == 4;
-  expand_references(p, references, 0, first, anchor_x);
-  expand_references(p, references, 1, first, anchor_y);
-  if (boxes) {
-    expand_references(p, references, 2, first, anchor_w);
-    expand_references(p, references, 3, first, anchor_h);
-  }
   const T share = T(0.5) / p.n.points;
   for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
-    Vector<T> x, y, from_x, from_y, width, height;
+    Vector<T> x, y, width, height;
     load_vector(s.x + i, x);
     load_vector(s.y + i, y);
-    load_vector(anchor_x + i, from_x);
-    load_vector(anchor_y + i, from_y);
     load_vector(levels.widths + i, width);
     load_vector(levels.heights + i, height);
-    if (boxes) {
-      Vector<T> box_width, box_height;
-      load_vector(anchor_w + i, box_width);
-      load_vector(anchor_h + i, box_height);
-      x *= box_width * width * share;
-      y *= box_height * height * share;
+    if (p.in.reference_size == 4) {
+      x *= expand_references(p, references, 2, first + i) * width * share;
+      y *= expand_references(p, references, 3, first + i) * height * share;
     }
-    store_vector(s.x + i, from_x * width - T(0.5) + x);
-    store_vector(s.y + i, from_y * height - T(0.5) + y);
+    store_vector(s.x + i, expand_references(p, references, 0, first + i) * width - T(0.5) + x);
+    store_vector(s.y + i, expand_references(p, references, 1, first + i) * height - T(0.5) + y);
   }
 }
 

@@ -185,7 +185,7 @@ def test_fixed_order_of_additions_changes_no_bit(library, dtype):
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("channels", [32, 30])
-@pytest.mark.parametrize("mask", itertools.product([False, True], repeat=4))
+@pytest.mark.parametrize("mask", list(itertools.product([False, True], repeat=4)))
 def test_gradients_of_some_inputs_only(library, mask, channels, deterministic):
     emulation = Emulation(library)
     value, references, offsets, logits = make_raw(channels=channels, queries=9, reference_size=4).to(torch.float32)

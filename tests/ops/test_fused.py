@@ -209,7 +209,7 @@ def test_empty_dimensions(empty):
 
 
 @pytest.mark.parametrize("queries", [2, 300], ids=["fewer samples than tokens", "more samples than tokens"])
-@pytest.mark.parametrize("mask", itertools.product([False, True], repeat=4))
+@pytest.mark.parametrize("mask", list(itertools.product([False, True], repeat=4)))
 def test_gradients_of_some_inputs_only(mask, queries):
     value, *rest = make_raw(channels=16, queries=queries, reference_size=4).to(torch.float32)
     flat = [side for size in LEVELS for side in size]

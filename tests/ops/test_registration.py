@@ -18,7 +18,7 @@ BACKWARD = torch.ops.dinox.ms_deform_attn_backward.default
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("queries", [2, 300], ids=["fewer samples than tokens", "more samples than tokens"])
-@pytest.mark.parametrize("mask", itertools.product([False, True], repeat=3))
+@pytest.mark.parametrize("mask", list(itertools.product([False, True], repeat=3)))
 def test_gradients_of_some_inputs_only(mask, queries, dtype):
     value, sizes, *samples = make_inputs(channels=16, queries=queries).to(dtype)
     grad = torch.randn(2, queries, 32, generator=torch.Generator().manual_seed(7)).to(dtype)
