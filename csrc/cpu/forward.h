@@ -51,7 +51,8 @@ DINOX_INLINE void offsets_to_pixels(const Problem<T>& p, const T* references, in
   }
 }
 
-// Attention weights of one (query, head): powers, up to whole chunks, times a factor.
+// Attention weights of one (query, head): powers, up to whole chunks, times a factor. The factor is left for the sum of
+// all samples, so that they need not wait for it.
 template <typename T>
 struct Softmax {
   std::unique_ptr<T[], FreeRoom> room;
@@ -69,11 +70,7 @@ DINOX_INLINE void read_samples(const Problem<T>& p, int64_t index, int64_t row, 
   const int64_t count = std::min(kChunk, p.samples() - first);
   split_pairs(p.in.pairs + 2 * sample, count, s.x, s.y);
   if constexpr (Raw) {
-    for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
-      Vector<T> power;
-      load_vector(softmax.powers + first + i, power);
-      store_vector(s.weight + i, power * softmax.factor);
-    }
+    copy_chunk(softmax.powers + first, kChunk, s.weight);
     offsets_to_pixels(p, p.in.references_of(p.n, row), first, levels, s);
   } else {
     copy_chunk(p.in.scalars + sample, count, s.weight);
@@ -87,6 +84,7 @@ struct Chunk {
   Footprints<T> f;
   CornerRows rows;
   int64_t count;
+  T scale;  // of the sum of all chunks
 };
 
 // The work of one call of forward_channels: `count` (query, head) numbers from `index` on, `step` apart.
@@ -129,6 +127,7 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
     const int64_t rows = items.address(p, item) + channel * sizeof(element);
     find_rows(levels, c.f, rows, items.row_bytes, {zeros, zeros, zeros, zeros}, c.rows);
     c.count = std::min(kChunk, samples - first);
+    c.scale = softmax.factor;
     if (!items.in_place) return;
     for (int64_t i = 0; i < c.count; ++i)
       for (int corner = 0; corner < 4; ++corner)
@@ -164,6 +163,9 @@ DINOX_INLINE void forward_channels(const Problem<T>& p, const Items<typename Sto
     }
     for (int i = kSums / 2; i > 0; i /= 2)
       for (int j = 0; j < i; ++j) sums[j].add(1, sums[j + i]);
+    if constexpr (Raw) {
+      if (chunks > 0) sums[0].scale(ready[(step + 1) % 2].scale);
+    }
     element* to = static_cast<element*>(p.output) + (items.index + item * items.step) * p.n.channels + channel;
     Stored::store(sums[0], to, p.n.channels - channel);
   }

@@ -49,6 +49,10 @@ struct Row {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) store_vector(to + v * kLanes<T>, part[v]);
   }
+  DINOX_INLINE void scale(T factor) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) part[v] *= factor;
+  }
   // this += factor * row
   DINOX_INLINE void add(T factor, const Row& row) {
 #pragma GCC unroll 16
