@@ -14,6 +14,9 @@
 //   reference_points   (B, Q, L, 2 or 4)    in [0, 1] of each level; dtype as sampling_locations
 //   sampling_offsets   (B, Q, H, L, P, 2)   any floating point dtype
 //   attention_logits   (B, Q, H, L, P)      likewise; one softmax over L * P
+//
+// Backward operators return gradients of value and of what follows spatial_shapes; undefined (None) where output_mask,
+// in the same order, has false.
 #include <torch/library.h>
 
 TORCH_LIBRARY_FRAGMENT(dinox, m) {
@@ -22,11 +25,12 @@ TORCH_LIBRARY_FRAGMENT(dinox, m) {
       " -> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor sampling_locations,"
-      " Tensor attention_weights) -> (Tensor, Tensor, Tensor)");
+      " Tensor attention_weights, bool[3] output_mask) -> (Tensor, Tensor, Tensor)");
   m.def(
       "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets,"
       " Tensor attention_logits) -> Tensor");
   m.def(
       "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor"
-      " reference_points, Tensor sampling_offsets, Tensor attention_logits) -> (Tensor, Tensor, Tensor, Tensor)");
+      " reference_points, Tensor sampling_offsets, Tensor attention_logits, bool[4] output_mask)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
 }

@@ -18,7 +18,8 @@
 
 template <typename T>
 struct Tasks {
-  // Tasks [begin, end) of (image, head, block of queries). `copies`: room for all rows of a head; or null.
+  // Tasks [begin, end). `copies`: room for all rows of a head, for tasks of (image, head, block of queries); or null,
+  // for tasks of blocks of (image, query, head), on rows where value has them.
   DINOX_TARGET static void forward(const Problem<T>& p, int64_t begin, int64_t end, void* copies) {
     if constexpr (std::is_same_v<T, double>) {
       forward_range<Plain<double>, double>(p, begin, end, copies);
@@ -32,7 +33,8 @@ struct Tasks {
   }
   // Number `task` of (image, head, level). `copies`: room for the rows of the largest level, twice; or null.
   DINOX_TARGET static void backward(const Problem<T>& p, int64_t task, T* copies) {
-    const int64_t level = task % p.n.levels, head = task / p.n.levels % p.n.heads, image = task / p.n.levels / p.n.heads;
+    const int64_t level = task % p.n.levels, head = task / p.n.levels % p.n.heads,
+                  image = task / p.n.levels / p.n.heads;
     if (copies == nullptr) return backward_in_place(p, image, head, level);
     if constexpr (std::is_same_v<T, double>) {
       backward_on_copies<T, double>(p, image, head, level, copies);
@@ -55,29 +57,37 @@ struct Tasks {
   template <typename Stored, typename value_t>
   DINOX_INLINE static void forward_range(const Problem<T>& p, int64_t begin, int64_t end, void* room) {
     typedef typename Stored::element element;
+    if constexpr (std::is_same_v<element, value_t>) {
+      if (room == nullptr) {
+        const int64_t first = begin * kItemsPerTask, last = std::min(end * kItemsPerTask, p.items());
+        return run_items<Stored>(p, {first, 1, last - first, static_cast<const element*>(p.value),
+                                     p.stride() * static_cast<int64_t>(sizeof(element)), true, 0});
+      }
+    }
     const int64_t tasks_per_head = p.forward_tasks_per_head(), padded = p.blocks() * kBlock<T>;
-    const int64_t stride = p.n.heads * p.n.channels;
     element* copies = static_cast<element*>(room);
     int64_t copied = -1;  // which (image, head) is in the copies
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image_head = task / tasks_per_head;
       const int64_t image = image_head / p.n.heads, head = image_head % p.n.heads;
-      const value_t* rows =
-          static_cast<const value_t*>(p.value) + (image * p.n.tokens * p.n.heads + head) * p.n.channels;
-      if (copies != nullptr && copied != image_head) {
-        copy_rows(rows, stride, p.n.channels, copies, padded, padded, p.n.tokens);
+      if (copied != image_head) {
+        const int64_t offset = (image * p.n.tokens * p.n.heads + head) * p.n.channels;
+        copy_rows(static_cast<const value_t*>(p.value) + offset, p.stride(), p.n.channels, copies, padded, padded,
+                  p.n.tokens);
         copied = image_head;
       }
-      const int64_t first = task % tasks_per_head * kQueriesPerTask;
-      const int64_t last = std::min(first + kQueriesPerTask, p.n.queries);
-      const element* from = copies;
-      if constexpr (std::is_same_v<element, value_t>) {
-        if (copies == nullptr) from = rows;
-      }
-      const int64_t from_stride = copies == nullptr ? stride : padded;
-      if (p.in.references != nullptr) forward_queries<T, Stored, true>(p, from, from_stride, image, head, first, last);
-      else forward_queries<T, Stored, false>(p, from, from_stride, image, head, first, last);
+      const int64_t first = task % tasks_per_head * kItemsPerTask;
+      const int64_t count = std::min(kItemsPerTask, p.n.queries - first);
+      run_items<Stored>(p, {p.index(image, first, head), p.n.heads, count, copies,
+                            padded * static_cast<int64_t>(sizeof(element)), false, image * p.n.queries + first});
     }
+  }
+  template <typename Stored>
+  DINOX_INLINE static void run_items(const Problem<T>& p, const Items<typename Stored::element>& items) {
+    if (p.in.references != nullptr)
+      forward_items<T, Stored, true>(p, items);
+    else
+      forward_items<T, Stored, false>(p, items);
   }
 };
 

@@ -49,6 +49,10 @@ struct Row {
 #pragma GCC unroll 16
     for (int v = 0; v < kVectors; ++v) store_vector(to + v * kLanes<T>, part[v]);
   }
+  DINOX_INLINE void scale(T factor) {
+#pragma GCC unroll 16
+    for (int v = 0; v < kVectors; ++v) part[v] *= factor;
+  }
   // this += factor * row
   DINOX_INLINE void add(T factor, const Row& row) {
 #pragma GCC unroll 16
@@ -106,8 +110,7 @@ struct BfloatPairs {
 #pragma GCC unroll 16
     for (int v = 0; v < Row<float, Blocks>::kVectors; v += 2) {
       const Integers<float> even = rounded(row.part[v]), odd = rounded(row.part[v + 1]);
-      store_vector(padded + v * kLanes<float>,
-                   ((even >> 16) & 0xffff) | (odd & static_cast<int32_t>(0xffff0000)));
+      store_vector(padded + v * kLanes<float>, ((even >> 16) & 0xffff) | (odd & static_cast<int32_t>(0xffff0000)));
     }
     __builtin_memcpy(to, padded, std::min<int64_t>(count, Row<float, Blocks>::kChannels) * sizeof(uint16_t));
   }
@@ -124,30 +127,59 @@ struct BfloatPairs {
 
 // ---------------------------------------------------------------- sums over lanes
 
-// Sums over the lanes of four vectors, written side by side.
-template <typename T>
-DINOX_INLINE void sum_lanes(const Vector<T> (&vectors)[4], T* sums) {
-  for (int i = 0; i < 4; ++i) {
-    T sum = vectors[i][0];
-    for (int lane = 1; lane < kLanes<T>; ++lane) sum += vectors[i][lane];
-    sums[i] = sum;
+// Halves of a vector onto each other by an operation on two vectors, until 16 bytes are left.
+template <typename T, typename V, typename F>
+DINOX_INLINE auto over_parts(const V& vector, const F& f) {
+  if constexpr (sizeof(V) == 16) {
+    return vector;
+  } else {
+    typedef T Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half halves[2];
+    __builtin_memcpy(halves, &vector, sizeof(V));
+    return over_parts<T>(f(halves[0], halves[1]), f);
   }
 }
 
-#if DINOX_VECTOR_BYTES >= 32
-DINOX_INLINE __m256 half_sum(const Vector<float>& vector) {
-  __m256 halves[DINOX_VECTOR_BYTES / 32];
-  __builtin_memcpy(halves, &vector, DINOX_VECTOR_BYTES);
-  return DINOX_VECTOR_BYTES == 64 ? _mm256_add_ps(halves[0], halves[DINOX_VECTOR_BYTES / 32 - 1]) : halves[0];
+// One number of all lanes, by an operation on two vectors or two numbers.
+template <typename T, typename F>
+DINOX_INLINE T over_lanes(const Vector<T>& vector, const F& f) {
+  const auto part = over_parts<T>(vector, f);
+  T result = part[0];
+  for (size_t lane = 1; lane < 16 / sizeof(T); ++lane) result = f(result, part[lane]);
+  return result;
 }
 
-template <>
-DINOX_INLINE void sum_lanes<float>(const Vector<float> (&vectors)[4], float* sums) {
-  const __m256 pairs = _mm256_hadd_ps(half_sum(vectors[0]), half_sum(vectors[1]));
-  const __m256 others = _mm256_hadd_ps(half_sum(vectors[2]), half_sum(vectors[3]));
-  const __m256 quarters = _mm256_hadd_ps(pairs, others);
-  _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(quarters), _mm256_extractf128_ps(quarters, 1)));
+// Adds the sums over the lanes of four vectors to four numbers.
+template <typename T>
+DINOX_INLINE void add_lanes(const Vector<T> (&vectors)[4], T* sums) {
+  for (int i = 0; i < 4; ++i) sums[i] += over_lanes<T>(vectors[i], [](auto a, auto b) DINOX_TARGET { return a + b; });
 }
+
+#if defined(__x86_64__)
+#if DINOX_VECTOR_BYTES == 64
+#define DINOX_INTRINSIC(name) _mm512_##name
+#elif DINOX_VECTOR_BYTES == 32
+#define DINOX_INTRINSIC(name) _mm256_##name
+#else
+#define DINOX_INTRINSIC(name) _mm_##name
+#endif
+
+// By turns of additions and of shuffles inside of 16 bytes; then the parts of 16 bytes are added.
+template <>
+DINOX_INLINE void add_lanes<float>(const Vector<float> (&vectors)[4], float* sums) {
+  const auto pairs = [](const Vector<float>& a, const Vector<float>& b) DINOX_TARGET -> Vector<double> {
+    const Vector<float> low = DINOX_INTRINSIC(unpacklo_ps)(a, b), high = DINOX_INTRINSIC(unpackhi_ps)(a, b);
+    return reinterpret_cast<Vector<double>>(low + high);  // a, b, a, b in each part
+  };
+  const Vector<double> ab = pairs(vectors[0], vectors[1]), cd = pairs(vectors[2], vectors[3]);
+  const Vector<double> low = DINOX_INTRINSIC(unpacklo_pd)(ab, cd), high = DINOX_INTRINSIC(unpackhi_pd)(ab, cd);
+  const auto add = [](auto a, auto b) DINOX_TARGET { return a + b; };
+  const Vector<float> parts = reinterpret_cast<Vector<float>>(low) + reinterpret_cast<Vector<float>>(high);
+  auto sum = over_parts<float>(parts, add);
+  load_vector(sums, sum);
+  store_vector(sums, sum + over_parts<float>(parts, add));
+}
+#undef DINOX_INTRINSIC
 #endif
 
 // ---------------------------------------------------------------- the exponential

@@ -1,4 +1,5 @@
-// Samples: where they are and where they fall. Included once per instruction set by ms_deform_attn_tasks.h, which says how.
+// Samples: where they are and where they fall. Included once per instruction set by ms_deform_attn_tasks.h, which says
+// how.
 
 // ---------------------------------------------------------------- what samples are given as
 
@@ -26,45 +27,47 @@ DINOX_INLINE void split_pairs(const T* __restrict pairs, int64_t count, T* __res
 
 template <typename T>
 DINOX_INLINE void copy_chunk(const T* __restrict from, int64_t count, T* __restrict to) {
-  if (count == kChunk) {
-    __builtin_memcpy(to, from, kChunk * sizeof(T));
+  if (count == kChunk) {  // by vectors, for it is vectors that will be loaded from there
+    for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
+      Vector<T> vector;
+      load_vector(from + i, vector);
+      store_vector(to + i, vector);
+    }
     return;
   }
   for (int64_t i = 0; i < kChunk; ++i) to[i] = i < count ? from[i] : T(0);
 }
 
-// Greatest logit of one (query, head), and one over the sum of exp(logit - greatest).
+// exp(logit - greatest logit) of the logits of one (query, head), zeros behind them up to whole chunks. Returns one
+// over their sum.
 template <typename T>
-struct Softmax {
-  T greatest, factor;
-};
-
-template <typename T>
-DINOX_INLINE Softmax<T> softmax_of(const T* logits, int64_t count) {
-  T greatest = logits[0];
-  for (int64_t i = 1; i < count; ++i) greatest = logits[i] > greatest ? logits[i] : greatest;
-  T sum = 0;
-  for (int64_t first = 0; first < count; first += kChunk) {
-    alignas(64) T powers[kChunk];
-    const int64_t here = std::min(kChunk, count - first);
-    copy_chunk(logits + first, here, powers);
-    for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
-      Vector<T> logit;
-      load_vector(powers + i, logit);
-      store_vector(powers + i, exp_of(logit - greatest));
-    }
-    for (int64_t i = 0; i < here; ++i) sum += powers[i];
+DINOX_INLINE T softmax_powers(const T* logits, int64_t count, T* powers) {
+  // Whole chunks are loaded from where they are: what has just been copied in parts is not yet there for a vector.
+  alignas(64) T last[kChunk];
+  const int64_t whole = count / kChunk * kChunk;
+  if (whole < count) {
+    for (int64_t i = 0; i < kChunk; ++i)
+      last[i] = whole + i < count ? logits[whole + i] : -std::numeric_limits<T>::infinity();
   }
-  return {greatest, 1 / sum};
-}
-
-template <typename T>
-DINOX_INLINE void apply_softmax(const Softmax<T>& softmax, T* logits) {  // kChunk of them
-  for (int64_t i = 0; i < kChunk; i += kLanes<T>) {
+  const auto load = [&](int64_t i) DINOX_TARGET -> Vector<T> {
     Vector<T> logit;
-    load_vector(logits + i, logit);
-    store_vector(logits + i, exp_of(logit - softmax.greatest) * softmax.factor);
+    load_vector(i < whole ? logits + i : last + (i - whole), logit);
+    return logit;
+  };
+  const int64_t padded = (count + kChunk - 1) / kChunk * kChunk;
+  Vector<T> greatest = Vector<T>{} - std::numeric_limits<T>::infinity();
+  for (int64_t i = 0; i < padded; i += kLanes<T>) {
+    const Vector<T> logit = load(i);
+    greatest = logit > greatest ? logit : greatest;
   }
+  greatest = Vector<T>{} + over_lanes<T>(greatest, [](auto a, auto b) DINOX_TARGET { return a > b ? a : b; });
+  Vector<T> sum{};
+  for (int64_t i = 0; i < padded; i += kLanes<T>) {
+    const Vector<T> power = exp_of(load(i) - greatest);
+    store_vector(powers + i, power);
+    sum += power;
+  }
+  return 1 / over_lanes<T>(sum, [](auto a, auto b) DINOX_TARGET { return a + b; });
 }
 
 // From locations in [0, 1] to pixels, in place.
@@ -131,5 +134,47 @@ DINOX_INLINE void locate(const LevelsOfSamples<T>& levels, const Samples<T>& s, 
     store_vector(f.factor[kBottomRight] + i, weight * bottom_part * right_part);
     store_vector(f.corners + i, counts & columns & rows);
     store_vector(f.token + i, start + top * row_length + left);
+  }
+}
+
+// ---------------------------------------------------------------- the rows of samples
+
+// Numbers as wide as addresses, a vector of them.
+typedef long long Wide __attribute__((vector_size(DINOX_VECTOR_BYTES)));
+constexpr int64_t kWideLanes = DINOX_VECTOR_BYTES / sizeof(int64_t);
+
+DINOX_INLINE void load_wide(const int64_t* from, Wide& numbers) { load_vector(from, numbers); }
+DINOX_INLINE void load_wide(const int32_t* from, Wide& numbers) {
+#if DINOX_VECTOR_BYTES == 64
+  numbers = _mm512_cvtepi32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif DINOX_VECTOR_BYTES == 32
+  numbers = _mm256_cvtepi32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  for (int64_t lane = 0; lane < kWideLanes; ++lane) numbers[lane] = from[lane];
+#endif
+}
+
+// Addresses of the rows of each corner. Corners outside of the level have one of `nowhere`: loops over samples need no
+// branches then, which would be mispredicted at every border.
+struct CornerRows {
+  alignas(64) int64_t address[4][kChunk];
+};
+
+// `rows`: address of the image's first row; rows are row_bytes apart. `nowhere`: an address for each corner.
+template <typename T>
+DINOX_INLINE void find_rows(const LevelsOfSamples<T>& levels, const Footprints<T>& f, int64_t rows, int64_t row_bytes,
+                            const int64_t (&nowhere)[4], CornerRows& found) {
+  for (int64_t i = 0; i < kChunk; i += kWideLanes) {
+    Wide token, corners, row_length;
+    load_wide(f.token + i, token);
+    load_wide(f.corners + i, corners);
+    load_wide(levels.row_lengths + i, row_length);
+    const Wide top = rows + token * row_bytes, bottom = top + row_length * row_bytes;
+    const Wide at[4] = {top, top + row_bytes, bottom, bottom + row_bytes};
+#pragma GCC unroll 4
+    for (int corner = 0; corner < 4; ++corner) {
+      const Wide inside = (corners & (1 << corner)) != 0;
+      store_vector(found.address[corner] + i, inside ? at[corner] : Wide{} + nowhere[corner]);
+    }
   }
 }

@@ -11,7 +11,7 @@ template <typename value_t, bool kFused>
 cudaError_t launch_backward_of(Problem& p, const Variant& variant, const Device& device, cudaStream_t stream) {
   Launch plan;
   if constexpr (sizeof(value_t) < sizeof(double)) {
-    if (p.grad.cells == nullptr && plan_shared_backward(p, variant, device, plan)) {
+    if (plan_shared_backward(p, variant, device, plan)) {
       constexpr int kVector = kVectorBytes / sizeof(value_t);
       return launch(backward_kernel<value_t, kFused, 32 / kVector, kVector, 0, true>, plan, stream, p);
     }

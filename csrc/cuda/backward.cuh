@@ -98,10 +98,10 @@ __device__ __forceinline__ void record(const Problem& p, const Work& work, int32
   numbers[2] = located.sample.weight;
 }
 
-// Gradients of logits and references, which need all samples of the group.
-template <typename value_t, int kLanes, int kPoints, typename acc_t>
-__device__ __forceinline__ void finish_fused(const Problem& p, const Work& work, int lane,
-                                             const Softmax<acc_t>& softmax, const Kept<kLanes, acc_t>& kept) {
+// Gradients of logits, which need all samples of the group.
+template <typename value_t, int kLanes, typename acc_t>
+__device__ __forceinline__ void finish_logits(const Problem& p, const Work& work, int lane,
+                                              const Softmax<acc_t>& softmax, const Kept<kLanes, acc_t>& kept) {
   const int64_t base = work.index * p.samples;
   acc_t mean = 0;
 #pragma unroll 2
@@ -115,6 +115,13 @@ __device__ __forceinline__ void finish_fused(const Problem& p, const Work& work,
     const acc_t weight = softmax.weight(load_number<acc_t, true>(p.in.scalars, p.in.scalars_type, base + i));
     store_number<acc_t, true>(p.grad.scalars, p.in.scalars_type, base + i, weight * (kept.at(i, 0, lane) - mean));
   }
+}
+
+// Gradients of references, which need all samples of the group.
+template <typename value_t, int kLanes, typename acc_t>
+__device__ __forceinline__ void finish_references(const Problem& p, const Work& work, int lane,
+                                                  const Kept<kLanes, acc_t>& kept) {
+  const int64_t base = work.index * p.samples;
   __syncwarp();  // lanes read what others have kept
   const int32_t size = p.in.reference_size;
   for (int32_t level = lane; level < (work.samples > 0 ? p.levels : 0); level += kLanes) {
@@ -193,7 +200,7 @@ __device__ __forceinline__ void backward_group(const Problem& p, const Work& wor
         Packed<value_t, kVector> packed[4];
         load_corners<kVector>(rows, p.row_bytes, part, corners, packed);
         add_slopes<kVector>(sample, corners.inside, packed, grad, slopes[j]);
-        if (!kShared && p.grad.cells == nullptr) add_corners<false, kVector>(p, level, corners, grad, to);
+        if (!kShared && p.grad.value != nullptr) add_corners<false, kVector>(p, level, corners, grad, to);
       }
       if constexpr (kShared) add_samples<kLanes, kVector, kPoints>(p, first, located.sample, grad, to);
     }
@@ -208,14 +215,18 @@ __device__ __forceinline__ void backward_group(const Problem& p, const Work& wor
       kept.at(i, 0, lane) = slopes[0][0];
       kept.at(i, 1, lane) = grad_x;
       kept.at(i, 2, lane) = grad_y;
-      store_pair<acc_t, true>(p.grad.pairs, p.in.pairs_type, index, grad_x * located.x_step, grad_y * located.y_step);
+      if (p.grad.pairs != nullptr)
+        store_pair<acc_t, true>(p.grad.pairs, p.in.pairs_type, index, grad_x * located.x_step, grad_y * located.y_step);
     } else {
-      store_number<acc_t, false>(p.grad.scalars, p.in.scalars_type, index, slopes[0][0]);
-      store_pair<acc_t, false>(p.grad.pairs, p.in.pairs_type, index, grad_x, grad_y);
+      if (p.grad.scalars != nullptr) store_number<acc_t, false>(p.grad.scalars, p.in.scalars_type, index, slopes[0][0]);
+      if (p.grad.pairs != nullptr) store_pair<acc_t, false>(p.grad.pairs, p.in.pairs_type, index, grad_x, grad_y);
     }
     if (p.grad.cells != nullptr) record(p, work, i, level, located);
   }
-  if constexpr (kFused) finish_fused<value_t, kLanes, kPoints>(p, work, lane, softmax, kept);
+  if constexpr (kFused) {
+    if (p.grad.scalars != nullptr) finish_logits<value_t, kLanes>(p, work, lane, softmax, kept);
+    if (p.grad.references != nullptr) finish_references<value_t, kLanes>(p, work, lane, kept);
+  }
 }
 
 // The rows in shared memory of one head to its rows of the gradient of value.

@@ -17,6 +17,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <tuple>
@@ -108,13 +109,22 @@ struct Call {
   static const void* at(const at::Tensor& tensor, int64_t image) {
     return static_cast<const char*>(tensor.const_data_ptr()) + image * tensor.stride(0) * tensor.element_size();
   }
+  // Null for tensors that nobody asks for.
   static void* mutable_at(at::Tensor& tensor, int64_t image) {
+    if (!tensor.defined()) return nullptr;
     return static_cast<char*>(tensor.mutable_data_ptr()) + image * tensor.stride(0) * tensor.element_size();
   }
 };
 
+// Those that nobody asks for are undefined.
 struct Grads {
   at::Tensor value, pairs, scalars, references;
+};
+
+struct Wanted {
+  bool value, pairs, scalars, references;
+
+  bool samples() const { return pairs || scalars || references; }
 };
 
 at::Tensor forward(const Call& call) {
@@ -137,20 +147,21 @@ Problem backward_problem(const Call& call, const at::Tensor& grad_output, Grads&
   p.grad.output = Call::at(grad_output, first);
   p.grad.pairs = Call::mutable_at(grads.pairs, first);
   p.grad.scalars = Call::mutable_at(grads.scalars, first);
-  if (call.fused()) p.grad.references = Call::mutable_at(grads.references, first);
+  p.grad.references = Call::mutable_at(grads.references, first);
   return p;
 }
 
-// Gradients of value by additions in the order in which they happen.
-void add_backward(const Call& call, const at::Tensor& grad_output, Grads& grads) {
-  at::Tensor sums = at::zeros(call.value.sizes(), call.value.options().dtype(call.accumulator()));
+// Gradients of value, if wanted, by additions in the order in which they happen.
+void add_backward(const Call& call, const at::Tensor& grad_output, bool wants_value, Grads& grads) {
+  at::Tensor sums;
+  if (wants_value) sums = at::zeros(call.value.sizes(), call.value.options().dtype(call.accumulator()));
   for (int64_t image = 0; image < call.n.images; image += kMaxGrid) {
     Problem p = backward_problem(call, grad_output, grads, image, std::min(call.n.images - image, kMaxGrid));
     p.grad.value = Call::mutable_at(sums, image);
     C10_CUDA_CHECK(
         launch_backward(p, call.variant(), call.type(), current_device(), c10::cuda::getCurrentCUDAStream()));
   }
-  grads.value = sums.to(call.value.scalar_type());
+  if (wants_value) grads.value = sums.to(call.value.scalar_type());
 }
 
 // Gradients of value by additions in one order: samples are recorded, sorted by their place and then summed.
@@ -183,17 +194,18 @@ void ordered_backward(const Call& call, const at::Tensor& grad_output, Grads& gr
   }
 }
 
-Grads backward(const Call& call, const at::Tensor& grad_output) {
+Grads backward(const Call& call, const at::Tensor& grad_output, const Wanted& wanted) {
   call.check();
   check_grad_output(grad_output, call.value, call.n);
   const c10::cuda::CUDAGuard guard(call.value.device());
   const Sizes& n = call.n;
   const at::TensorOptions precise = call.value.options().dtype(call.accumulator());
   Grads grads;
-  grads.pairs = at::empty(call.pairs.sizes(), call.pairs.options());
-  grads.scalars = at::empty(call.scalars.sizes(), call.scalars.options());
-  if (call.fused()) {
+  if (wanted.pairs) grads.pairs = at::empty(call.pairs.sizes(), call.pairs.options());
+  if (wanted.scalars) grads.scalars = at::empty(call.scalars.sizes(), call.scalars.options());
+  if (wanted.references)
     grads.references = at::empty({n.images, n.queries, n.heads, n.levels, call.references.size(3)}, precise);
+  if (call.fused()) {
     const int64_t most = most_samples(call.variant(), call.value.scalar_type() == at::kDouble ? 8 : 4);
     TORCH_CHECK_VALUE(n.levels * n.points <= most, "ms_deform_attn: sampling_offsets: expected at most ", most,
                       " points of all levels in backward passes on CUDA devices, got ", n.levels * n.points);
@@ -202,13 +214,13 @@ Grads backward(const Call& call, const at::Tensor& grad_output) {
     for (at::Tensor* grad : {&grads.pairs, &grads.scalars, &grads.references}) {
       if (grad->defined()) grad->zero_();
     }
-    grads.value = at::zeros(call.value.sizes(), call.value.options());
-  } else if (at::globalContext().deterministicAlgorithms()) {
+    if (wanted.value) grads.value = at::zeros(call.value.sizes(), call.value.options());
+  } else if (wanted.value && at::globalContext().deterministicAlgorithms()) {
     ordered_backward(call, dense(grad_output), grads);
-  } else {
-    add_backward(call, dense(grad_output), grads);
+  } else if (wanted.value || wanted.samples()) {
+    add_backward(call, dense(grad_output), wanted.value, grads);
   }
-  if (call.fused()) grads.references = grads.references.sum(2);
+  if (wanted.references) grads.references = grads.references.sum(2);
   return grads;
 }
 
@@ -242,13 +254,13 @@ at::Tensor ms_deform_attn(const at::Tensor& value, const at::Tensor& spatial_sha
   return forward(call_of(value, spatial_shapes, sampling_locations, attention_weights));
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(const at::Tensor& grad_output,
-                                                                       const at::Tensor& value,
-                                                                       const at::Tensor& spatial_shapes,
-                                                                       const at::Tensor& sampling_locations,
-                                                                       const at::Tensor& attention_weights) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_backward(
+    const at::Tensor& grad_output, const at::Tensor& value, const at::Tensor& spatial_shapes,
+    const at::Tensor& sampling_locations, const at::Tensor& attention_weights, std::array<bool, 3> output_mask) {
   const c10::cuda::CUDAGuard guard(value.device());
-  const Grads grads = backward(call_of(value, spatial_shapes, sampling_locations, attention_weights), grad_output);
+  const Wanted wanted{output_mask[0], output_mask[1], output_mask[2], false};
+  const Call call = call_of(value, spatial_shapes, sampling_locations, attention_weights);
+  const Grads grads = backward(call, grad_output, wanted);
   return {grads.value, grads.pairs, grads.scalars};
 }
 
@@ -261,12 +273,14 @@ at::Tensor ms_deform_attn_fused(const at::Tensor& value, at::IntArrayRef spatial
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> ms_deform_attn_fused_backward(
     const at::Tensor& grad_output, const at::Tensor& value, at::IntArrayRef spatial_shapes,
-    const at::Tensor& reference_points, const at::Tensor& sampling_offsets, const at::Tensor& attention_logits) {
+    const at::Tensor& reference_points, const at::Tensor& sampling_offsets, const at::Tensor& attention_logits,
+    std::array<bool, 4> output_mask) {
   const c10::cuda::CUDAGuard guard(value.device());
-  const Grads grads =
-      backward(call_of(value, spatial_shapes, reference_points, sampling_offsets, attention_logits), grad_output);
-  return {grads.value, grads.references, grads.pairs.to(sampling_offsets.scalar_type()),
-          grads.scalars.to(attention_logits.scalar_type())};
+  const Wanted wanted{output_mask[0], output_mask[2], output_mask[3], output_mask[1]};
+  const Call call = call_of(value, spatial_shapes, reference_points, sampling_offsets, attention_logits);
+  const Grads grads = backward(call, grad_output, wanted);
+  return {grads.value, grads.references, wanted.pairs ? grads.pairs.to(sampling_offsets.scalar_type()) : at::Tensor(),
+          wanted.scalars ? grads.scalars.to(attention_logits.scalar_type()) : at::Tensor()};
 }
 
 }  // namespace

@@ -134,6 +134,7 @@ inline Launch plan_backward(Problem& p, const Variant& variant, const Device& de
 // Chooses levels whose gradients a block accumulates in shared memory, the smallest first, for blocks that each take a
 // part of the queries of one (image, head). False: none, and p is as it was.
 inline bool plan_shared_backward(Problem& p, const Variant& variant, const Device& device, Launch& launch) {
+  if (p.grad.value == nullptr) return false;
   if (variant.vector == 1 || variant.lanes * variant.vector != 32) return false;  // as compiled
   const int64_t pairs = int64_t{p.images} * p.heads;
   const int64_t blocks_per_pair = std::max<int64_t>(device.multiprocessors / std::max<int64_t>(pairs, 1), 1);

@@ -53,10 +53,10 @@ struct Tiles {
   int32_t first[kMaxLevels];  // tile of each level
 };
 
-// Where gradients go, in the accumulator's type unless said otherwise.
+// Where gradients go, in the accumulator's type unless said otherwise. Null: nobody asks for it.
 struct Gradients {
   const void* output;  // (B, Q, H, C), in value's type
-  void* value;         // (B, S, H, C), zeros at first; null where samples are recorded instead
+  void* value;         // (B, S, H, C), zeros at first; null also where samples are recorded instead
   void* pairs;         // as Input::pairs, in its type
   void* scalars;       // as Input::scalars, in its type
   void* references;    // (B, Q, H, L, 2 or 4): still to be summed over heads

@@ -67,14 +67,18 @@ def _bench_op(args: argparse.Namespace) -> None:
 def _heading(device: str) -> str:
     columns = f"{'case':6} {'where':8} {'value':9} {'phase':22} {'cache':6} {'implementation':34}"
     numbers = f"{'median ms':>10} {'min ms':>9} {'GB/s':>8} {'bound':>7}" + (f" {'MB':>7}" if device == "cuda" else "")
-    return f"{columns} {numbers} {'speed-up':>9}"
+    return f"{columns} {numbers} {'speed-up':>9} {'over fp32':>9}"
 
 
 def _row(m: Measurement) -> str:
     columns = f"{m.case:6} {m.locations:8} {m.dtype:9} {m.phase:22} {m.cache:6} {m.contender:34}"
     numbers = f"{m.median_ms:10.3f} {m.min_ms:9.3f} {m.gathered_gb_s:8.1f} {m.bound_share:6.0%} "
     peak = "" if m.peak_mb is None else f" {m.peak_mb:7.0f}"
-    return f"{columns} {numbers}{peak} {'-' if m.speedup is None else f'{m.speedup:.1f}x':>9}"
+    return f"{columns} {numbers}{peak} {_ratio(m.speedup, 1):>9} {_ratio(m.speedup_over_own_float32, 2):>9}"
+
+
+def _ratio(ratio: float | None, digits: int) -> str:
+    return "-" if ratio is None else f"{ratio:.{digits}f}x"
 
 
 def _footer(report: OperatorReport) -> str:
@@ -83,6 +87,7 @@ def _footer(report: OperatorReport) -> str:
         f"{report.device}, {report.threads} threads; a copy moves {report.copy_gb_s:.1f} GB/s (read and written)",
         "GB/s: value rows gathered. bound: time to move the unavoidable bytes once, over the minimum.",
         "speed-up: of the minima, over grid_sample (float32) in the same run.",
+        "over fp32: likewise, over the same implementation with float32 values.",
     ]
     lines += [f"not installed: {name} ({reason})" for name, reason in report.missing.items()]
     lines += [f"NOT MEASURED, wrong numbers: {name}: {reason}" for name, reason in report.refused.items()]

@@ -2,7 +2,7 @@
 
 A sample takes 4 multiply-adds for its bilinear value and 1 for its attention weight, in every channel of a head. The
 arithmetic of locations and of the softmax is left out, as elementwise operations are by all counters. The backward
-pass computes the gradients of value, locations and weights: twice as much.
+pass costs that for the gradient of value, and again for those of locations and weights (or what they come from).
 """
 
 import math
@@ -30,9 +30,10 @@ def _register() -> None:
         return 2 * multiply_adds(value, samples[-1])
 
     def backward(
-        grad_output: Any, value: Sequence[int], spatial_shapes: Any, *samples: Sequence[int], out_shape: Any = None
+        grad_output: Any, value: Sequence[int], spatial_shapes: Any, *samples_and_mask: Any, out_shape: Any = None
     ) -> int:
-        return 4 * multiply_adds(value, samples[-1])
+        *_, weights, (of_value, *of_samples) = samples_and_mask
+        return 2 * (of_value + any(of_samples)) * multiply_adds(value, weights)
 
     operators = torch.ops.dinox
     register_flop_formula([operators.ms_deform_attn, operators.ms_deform_attn_fused])(forward)

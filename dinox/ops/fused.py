@@ -7,14 +7,11 @@ pass. ``torch.ops.dinox.ms_deform_attn_fused`` is registered for all backends as
 Legend: B images, S memory tokens of all levels, H heads, C channels per head, Q queries, L levels, P points per level.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinox.ops import library
 from dinox.ops.arguments import argument_error, check_tensor, check_value
 from dinox.ops.ms_deform_attn import ms_deform_attn
 from dinox.ops.reference import (
@@ -24,6 +21,7 @@ from dinox.ops.reference import (
     sampling_locations,
     softmax_over_samples,
 )
+from dinox.ops.registration import register
 
 
 def ms_deform_attn_fused(
@@ -95,83 +93,19 @@ def _as_tensor(spatial_shapes: Sequence[int]) -> Tensor:
     return torch.tensor(spatial_shapes, dtype=torch.int64, device="cpu").view(-1, 2)
 
 
-def _reference(
-    value: Tensor, spatial_shapes: Sequence[int], references: Tensor, offsets: Tensor, logits: Tensor
-) -> Tensor:
-    library.log_reference(value.device.type)
-    return ms_deform_attn_fused_reference(value, _as_tensor(spatial_shapes), references, offsets, logits)
+def _reference(value: Tensor, spatial_shapes: Sequence[int], *samples: Tensor) -> Tensor:
+    return ms_deform_attn_fused_reference(value, _as_tensor(spatial_shapes), *samples)
 
 
 def _reference_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return ms_deform_attn_fused_reference_backward(
-        grad_output, value, _as_tensor(spatial_shapes), references, offsets, logits
-    )
-
-
-def _fake(value: Tensor, spatial_shapes: Sequence[int], references: Tensor, offsets: Tensor, logits: Tensor) -> Tensor:
-    batch, _, heads, channels = value.shape
-    return value.new_empty((batch, offsets.shape[1], heads * channels))
-
-
-def _fake_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
+    grad_output: Tensor, value: Tensor, spatial_shapes: Sequence[int], *samples: Tensor
 ) -> tuple[Tensor, ...]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, references, offsets, logits))
+    return ms_deform_attn_fused_reference_backward(grad_output, value, _as_tensor(spatial_shapes), *samples)
 
 
-def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.spatial_shapes, *others = inputs
-    ctx.save_for_backward(value, *others)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    value, *others = ctx.saved_tensors
-    grad_value, *grads = torch.ops.dinox.ms_deform_attn_fused_backward(grad_output, value, ctx.spatial_shapes, *others)
-    return grad_value, None, *grads
-
-
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("ms_deform_attn_fused: gradients of gradients (create_graph=True) are not implemented")
-
-
-def _autocast(
-    device_type: str,
-    value: Tensor,
-    spatial_shapes: Sequence[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-) -> Tensor:
-    """Everything keeps its dtype but references, which are never below float32."""
-    with torch.autocast(device_type, enabled=False):
-        return torch.ops.dinox.ms_deform_attn_fused(
-            value, spatial_shapes, references.to(accumulation_dtype(value)), offsets, logits
-        )
-
-
-def _register() -> torch.library.Library:
-    operators = library.operators()
-    operators.impl("ms_deform_attn_fused", _reference, "CompositeExplicitAutograd")
-    operators.impl("ms_deform_attn_fused_backward", _reference_backward, "CompositeExplicitAutograd")
-    torch.library.register_fake("dinox::ms_deform_attn_fused", _fake, lib=operators)
-    torch.library.register_fake("dinox::ms_deform_attn_fused_backward", _fake_backward, lib=operators)
-    torch.library.register_autograd("dinox::ms_deform_attn_fused", _backward, setup_context=_save_inputs, lib=operators)
-    torch.library.register_autograd("dinox::ms_deform_attn_fused_backward", _double_backward, lib=operators)
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        operators.impl("ms_deform_attn_fused", functools.partial(_autocast, device_type), key)
-    return operators
-
-
-_register()
+register(
+    "ms_deform_attn_fused",
+    reference=_reference,
+    reference_backward=_reference_backward,
+    num_precise=1,  # reference points; offsets and logits keep their dtypes
+)

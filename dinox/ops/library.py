@@ -27,7 +27,7 @@ SCHEMAS = {
     ),
     "ms_deform_attn_backward": (
         "ms_deform_attn_backward(Tensor grad_output, Tensor value, Tensor spatial_shapes, Tensor sampling_locations, "
-        "Tensor attention_weights) -> (Tensor, Tensor, Tensor)"
+        "Tensor attention_weights, bool[3] output_mask) -> (Tensor, Tensor, Tensor)"
     ),
     "ms_deform_attn_fused": (
         "ms_deform_attn_fused(Tensor value, SymInt[] spatial_shapes, Tensor reference_points, Tensor sampling_offsets, "
@@ -35,7 +35,7 @@ SCHEMAS = {
     ),
     "ms_deform_attn_fused_backward": (
         "ms_deform_attn_fused_backward(Tensor grad_output, Tensor value, SymInt[] spatial_shapes, "
-        "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits) "
+        "Tensor reference_points, Tensor sampling_offsets, Tensor attention_logits, bool[4] output_mask) "
         "-> (Tensor, Tensor, Tensor, Tensor)"
     ),
 }

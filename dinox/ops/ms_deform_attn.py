@@ -1,22 +1,19 @@
 """Multi-scale deformable attention, the operator (Deformable DETR, arXiv 2010.04159, equation 3).
 
 ``ms_deform_attn`` is the public function. Below it, ``torch.ops.dinox.ms_deform_attn`` is registered once for all
-backends: fake kernels (torch.compile, torch.export), autograd, an autocast rule, and the reference for devices without
-a compiled kernel.
+backends.
 
 Legend: B images, S memory tokens of all levels, H heads, C channels per head, Q queries, L levels, P points per level.
 """
 
-import functools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinox.ops import library
 from dinox.ops.arguments import argument_error, check_tensor, check_value
 from dinox.ops.reference import accumulation_dtype, ms_deform_attn_reference, ms_deform_attn_reference_backward
+from dinox.ops.registration import register
 
 
 def ms_deform_attn(
@@ -79,59 +76,9 @@ def _check(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, at
 
 # ---------------------------------------------------------------- registration
 
-
-def _reference(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    library.log_reference(value.device.type)
-    return ms_deform_attn_reference(value, spatial_shapes, sampling_locations, attention_weights)
-
-
-def _fake(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
-    batch, _, heads, channels = value.shape
-    return value.new_empty((batch, sampling_locations.shape[1], heads * channels))
-
-
-def _fake_backward(
-    grad_output: Tensor, value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (value, sampling_locations, attention_weights))
-
-
-def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    grad_value, grad_locations, grad_weights = torch.ops.dinox.ms_deform_attn_backward(grad_output, *ctx.saved_tensors)
-    return grad_value, None, grad_locations, grad_weights
-
-
-def _double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("ms_deform_attn: gradients of gradients (create_graph=True) are not implemented")
-
-
-def _autocast(
-    device_type: str, value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
-) -> Tensor:
-    """Values keep the dtype that the layers before gave them; locations and weights are never below float32."""
-    precise = accumulation_dtype(value)
-    with torch.autocast(device_type, enabled=False):
-        return torch.ops.dinox.ms_deform_attn(
-            value, spatial_shapes, sampling_locations.to(precise), attention_weights.to(precise)
-        )
-
-
-def _register() -> torch.library.Library:
-    operators = library.operators()
-    # Every device without a kernel of its own, the extension's devices excepted.
-    operators.impl("ms_deform_attn", _reference, "CompositeExplicitAutograd")
-    operators.impl("ms_deform_attn_backward", ms_deform_attn_reference_backward, "CompositeExplicitAutograd")
-    torch.library.register_fake("dinox::ms_deform_attn", _fake, lib=operators)
-    torch.library.register_fake("dinox::ms_deform_attn_backward", _fake_backward, lib=operators)
-    torch.library.register_autograd("dinox::ms_deform_attn", _backward, setup_context=_save_inputs, lib=operators)
-    torch.library.register_autograd("dinox::ms_deform_attn_backward", _double_backward, lib=operators)
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        operators.impl("ms_deform_attn", functools.partial(_autocast, device_type), key)
-    return operators
-
-
-_register()
+register(
+    "ms_deform_attn",
+    reference=ms_deform_attn_reference,
+    reference_backward=ms_deform_attn_reference_backward,
+    num_precise=2,  # locations and weights
+)

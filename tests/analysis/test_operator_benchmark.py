@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -25,6 +27,8 @@ def test_every_implementation_is_measured_in_every_phase(tiny_cases):
     for m in report.measurements:
         assert 0 < m.min_ms <= m.median_ms
         assert (m.speedup is None) == (m.contender == "grid_sample")
+        assert (m.speedup_over_own_float32 is None) == (m.dtype == "float32")
+    assert len(measured) == len(report.measurements) - 2 * 2  # grid_sample in float32 beside bfloat16, too
     assert set(report.missing) <= {"mmcv", "deformops", "transformers"}
 
 
@@ -34,6 +38,24 @@ def test_an_implementation_with_wrong_numbers_is_not_timed(tiny_cases, monkeypat
     monkeypatch.setattr(benchmark_module, "find_contenders", lambda: ([*contenders, wrong], {}))
     report = benchmark_operator(["encoder"], rounds=1)
     assert "output differs by" in report.refused["wrong encoder"]
+    assert "wrong" not in {m.contender for m in report.measurements}
+
+
+@pytest.mark.parametrize("scaled", [0, 1, 2])
+def test_an_implementation_with_wrong_gradients_is_not_timed(tiny_cases, monkeypatch, scaled):
+    contenders, _ = find_contenders()
+
+    def attend(inputs):
+        leaves = list(contenders[1].leaves(inputs))
+        leaf = leaves[scaled]
+        leaves[scaled] = leaf.detach() + (leaf - leaf.detach()) * 1.01  # the same number, another gradient
+        value, offsets, logits = leaves
+        return contenders[1].attend(dataclasses.replace(inputs, value=value, offsets=offsets, logits=logits))
+
+    wrong = Contender("wrong", attend, contenders[1].leaves)
+    monkeypatch.setattr(benchmark_module, "find_contenders", lambda: ([*contenders, wrong], {}))
+    report = benchmark_operator(["encoder"], rounds=1)
+    assert f"gradient {scaled} differs by" in report.refused["wrong encoder"]
     assert "wrong" not in {m.contender for m in report.measurements}
 
 

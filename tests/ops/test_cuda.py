@@ -1,5 +1,6 @@
 """Both operators on a CUDA device. What their kernels compute is tested without one in test_cuda_emulation.py."""
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dinox.ops import backend, library, ms_deform_attn, ms_deform_attn_fused, sampling_locations
+from tests.ops.inputs import LEVELS, assert_all_close, gradients, make_inputs
 from tests.ops.test_fused import Raw, make_raw
 from tests.ops.test_fused import gradients as fused_gradients
-from tests.ops.test_ms_deform_attn import LEVELS, assert_all_close, gradients, make_inputs
 
 pytestmark = pytest.mark.gpu
 
@@ -248,6 +249,24 @@ def test_limits_are_errors_that_name_the_argument():
         ms_deform_attn(inputs.value, many, inputs.locations, inputs.weights)
     with pytest.raises(ValueError, match="attention_weights: expected device cuda:0"):
         torch.ops.dinox.ms_deform_attn(inputs.value, inputs.shapes, inputs.locations, inputs.weights.cpu())
+
+
+@pytest.mark.parametrize("fixed_order", [False, True])
+@pytest.mark.parametrize("mask", list(itertools.product([False, True], repeat=4)))
+def test_gradients_of_some_inputs_only(mask, fixed_order):
+    torch.use_deterministic_algorithms(fixed_order)
+    try:
+        value, *rest = raw_on(make_raw(channels=32, queries=70, reference_size=4).to(torch.float32))
+        flat = [side for size in LEVELS for side in size]
+        backward = torch.ops.dinox.ms_deform_attn_fused_backward.default
+        grad = torch.ones(2, 70, 64, device="cuda")
+        complete = backward(grad, value, flat, *rest, [True] * 4)
+        for got, wanted, expected in zip(backward(grad, value, flat, *rest, mask), mask, complete, strict=True):
+            assert (got is not None) == wanted
+            if wanted:
+                assert_all_close([got], [expected], 1e-4)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,6 +6,7 @@ LD_PRELOAD, finds reads and writes beyond tensors and shared memory.
 """
 
 import ctypes
+import itertools
 import os
 import shutil
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from dinox.ops import ms_deform_attn, ms_deform_attn_fused
 from tests.ops.cuda_emulation import Emulation, compile_library
+from tests.ops.inputs import LEVELS, Inputs, gradients, make_inputs
 from tests.ops.test_fused import Raw, make_raw
 from tests.ops.test_fused import gradients as fused_gradients
-from tests.ops.test_ms_deform_attn import LEVELS, Inputs, gradients, make_inputs
 
 pytestmark = pytest.mark.slow  # the compilation
 
@@ -180,6 +181,28 @@ def test_fixed_order_of_additions_changes_no_bit(library, dtype):
     results = [fused_results(Emulation(library, size), raw, deterministic=True) for size in (1, 132, 1)]
     assert torch.equal(results[0][1], results[2][1])
     assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("channels", [32, 30])
+@pytest.mark.parametrize("mask", list(itertools.product([False, True], repeat=4)))
+def test_gradients_of_some_inputs_only(library, mask, channels, deterministic):
+    emulation = Emulation(library)
+    value, references, offsets, logits = make_raw(channels=channels, queries=9, reference_size=4).to(torch.float32)
+    arguments = (random_grad((2, 9, 2 * channels), value.dtype), value, LEVELS, offsets, logits, references)
+    complete = emulation.backward(*arguments, deterministic=deterministic)
+    some = emulation.backward(*arguments, deterministic=deterministic, output_mask=mask)
+    for got, wanted, expected in zip(some, mask, complete, strict=True):
+        assert (got is not None) == wanted
+        if wanted:  # additions to value may come in another order
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    locations, weights = offsets / 9, logits.softmax(-1)
+    complete = emulation.backward(*arguments[:3], locations, weights, deterministic=deterministic)
+    some = emulation.backward(*arguments[:3], locations, weights, deterministic=deterministic, output_mask=mask)
+    for got, wanted, expected in zip(some, mask[:3], complete, strict=True):
+        assert (got is not None) == wanted
+        if wanted:
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_many_points(emulation):

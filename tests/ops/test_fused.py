@@ -3,6 +3,7 @@
 Legend: B images, S tokens, H heads, C channels per head, Q queries, L levels, P points.
 """
 
+import itertools
 from typing import NamedTuple
 
 import pytest
@@ -18,7 +19,7 @@ from dinox.ops import (
     sampling_locations,
 )
 from dinox.ops.reference import ms_deform_attn_fused_reference_backward
-from tests.ops.test_ms_deform_attn import LEVELS, assert_all_close, run_python
+from tests.ops.inputs import LEVELS, CallsOf, assert_all_close, run_python
 
 FUSED = torch.ops.dinox.ms_deform_attn_fused.default
 BACKWARD = torch.ops.dinox.ms_deform_attn_fused_backward.default
@@ -207,6 +208,25 @@ def test_empty_dimensions(empty):
     assert not any(grad.any() for grad in grads)
 
 
+@pytest.mark.parametrize("queries", [2, 300], ids=["fewer samples than tokens", "more samples than tokens"])
+@pytest.mark.parametrize("mask", list(itertools.product([False, True], repeat=4)))
+def test_gradients_of_some_inputs_only(mask, queries):
+    value, *rest = make_raw(channels=16, queries=queries, reference_size=4).to(torch.float32)
+    flat = [side for size in LEVELS for side in size]
+    grad = torch.randn(2, queries, 32, generator=torch.Generator().manual_seed(7))
+    complete = BACKWARD(grad, value, flat, *rest, [True] * 4)
+    for got, wanted, expected in zip(BACKWARD(grad, value, flat, *rest, mask), mask, complete, strict=True):
+        assert torch.equal(got, expected) if wanted else got is None
+
+
+def test_autograd_asks_only_for_the_gradients_that_are_needed():
+    value, references, offsets, logits = make_raw()
+    output = ms_deform_attn_fused(value.requires_grad_(), LEVELS, references, offsets.requires_grad_(), logits)
+    with CallsOf(BACKWARD) as calls:
+        output.sum().backward()
+    assert [arguments[-1] for arguments in calls.arguments] == [[True, False, True, False]]
+
+
 @pytest.mark.parametrize("queries", [2, 300])
 def test_inputs_need_not_be_contiguous(queries):
     raw = make_raw(channels=32, queries=queries, reference_size=4).to(torch.float32)
@@ -222,7 +242,9 @@ def test_opcheck(dtype, reference_size):
     value, *rest = (tensor.requires_grad_() for tensor in raw)
     torch.library.opcheck(FUSED, (value, flat, *rest))
     grad = torch.randn(2, 2, 16).to(dtype)
-    torch.library.opcheck(BACKWARD, (grad, value.detach(), flat, *(tensor.detach() for tensor in rest)))
+    tensors = [tensor.detach() for tensor in (value, *rest)]
+    for mask in ([True] * 4, [True, False, True, True], [False, True, False, False]):
+        torch.library.opcheck(BACKWARD, (grad, tensors[0], flat, *tensors[1:], mask))
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])

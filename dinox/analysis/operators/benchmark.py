@@ -1,14 +1,14 @@
 """Measures deformable attention: all implementations in one process, on the same tensors, in turn.
 
-Correctness comes first: an implementation whose output differs from the reference's is not timed. Rounds alternate
-between the implementations, so that what else the machine does meets all of them. On a GPU, times are those
+Correctness comes first: an implementation whose output or gradients differ from the reference's is not timed. Rounds
+alternate between the implementations, so that what else the machine does meets all of them. On a GPU, times are those
 of CUDA events; "cold" runs find nothing of their inputs in the L2 cache.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from dinox.analysis.operators.contenders import BASELINE, Contender, find_conten
 
 _CORNERS = 4
 _L2_FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any GPU
-_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # of the output, relative to its size
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # relative to the greatest number
+# Gradients by location jump where a sample passes the centre of a pixel: rounding decides the side of so many samples.
+_SHARE_ON_JUMPS = 1e-5
 _WARM_UP = 2
 
 
@@ -29,6 +31,7 @@ class Measurement:
 
     ``phase``: "forward", "forward+backward", or "forward, CUDA graph". ``gathered_gb_s``: value rows read, per second.
     ``bound_share``: time that moving the unavoidable bytes once takes here (a measured copy), over the minimum.
+    ``speedup_over_own_float32``: of ours with values of lower precision, over itself with float32 ones, round by round.
     """
 
     case: str
@@ -44,6 +47,7 @@ class Measurement:
     bound_share: float
     peak_mb: float | None
     speedup: float | None
+    speedup_over_own_float32: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,19 +117,25 @@ def _measure_case(
         for contender in contenders
         if dtype in contender.dtypes or contender.name == BASELINE
     }
-    exact = _outputs(_named(contenders, BASELINE), inputs[torch.float32])
+    exact = _Exact(contenders, inputs[torch.float32])
     for contender in list(of):
-        difference = _difference(_outputs(contender, of[contender]), exact)
-        if difference > _TOLERANCES[of[contender].value.dtype]:
-            report.refused[f"{contender.name} {case.name}"] = f"output differs by {difference:.1e} of its size"
+        why = exact.why_refused(contender, of[contender])
+        if why:
+            report.refused[f"{contender.name} {case.name}"] = why
             del of[contender]
+    # Ours once more with float32 values, to compare with.
+    in_float32 = {} if dtype == torch.float32 else {c: replace(c) for c in of if c.ours}
+    of |= dict.fromkeys(in_float32.values(), inputs[torch.float32])
     measurements = []
     for phase, cache, make_run in clock.phases(case):
         runs = {contender: make_run(contender, own) for contender, own in of.items()}
         times = clock.time_in_turn(runs, rounds, cold=cache == "cold")
         base = min(next(seconds for contender, seconds in times.items() if contender.name == BASELINE))
         for contender, seconds in times.items():
+            if any(contender is twin for twin in in_float32.values()):
+                continue
             best = min(seconds)
+            twin = in_float32.get(contender)
             measurements.append(
                 Measurement(
                     case=case.name,
@@ -141,6 +151,7 @@ def _measure_case(
                     bound_share=_least_bytes(of[contender], phase) / report.copy_gb_s / 1e9 / best,
                     peak_mb=clock.peak_mb(runs[contender]),
                     speedup=None if contender.name == BASELINE else base / best,
+                    speedup_over_own_float32=None if twin is None else min(times[twin]) / best,
                 )
             )
     return measurements
@@ -173,17 +184,48 @@ def _forward_backward(contender: Contender, inputs: Inputs) -> Callable[[], Any]
     return run
 
 
-def _outputs(contender: Contender, inputs: Inputs) -> Tensor:
-    with torch.no_grad():
-        return contender.attend(inputs).float()
+class _Exact:
+    """Output and gradients of the reference, for each set of tensors that contenders are differentiated by."""
+
+    def __init__(self, contenders: list[Contender], inputs: Inputs) -> None:
+        self._contenders, self._inputs = contenders, inputs
+        self._by_leaves: dict[Callable, list[Tensor]] = {}
+
+    def why_refused(self, contender: Contender, inputs: Inputs) -> str:
+        """What differs and by how much, or ""."""
+        tolerance = _TOLERANCES[inputs.value.dtype]
+        output, *grads = _results(contender, inputs)
+        exact_output, *exact_grads = self._results_of(contender.leaves)
+        difference = _difference(output, exact_output, 0)
+        if difference > tolerance:
+            return f"output differs by {difference:.1e} of its size"
+        for number, (grad, exact) in enumerate(zip(grads, exact_grads, strict=True)):
+            difference = _difference(grad, exact, _SHARE_ON_JUMPS)
+            if difference > tolerance:
+                return f"gradient {number} differs by {difference:.1e} of its size"
+        return ""
+
+    def _results_of(self, leaves: Callable) -> list[Tensor]:
+        if leaves not in self._by_leaves:
+            reference = next(c for c in self._contenders if c.is_reference and c.leaves is leaves)
+            self._by_leaves[leaves] = _results(reference, self._inputs)
+        return self._by_leaves[leaves]
 
 
-def _difference(output: Tensor, exact: Tensor) -> float:
-    return ((output - exact).abs().max() / exact.abs().max()).item()
+def _results(contender: Contender, inputs: Inputs) -> list[Tensor]:
+    """[output, its gradients by the contender's leaves] under one fixed gradient of the output, in float32."""
+    leaves = [leaf.requires_grad_() for leaf in contender.leaves(inputs)]
+    output = contender.attend(inputs)
+    grad = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    return [tensor.detach().float() for tensor in (output, *torch.autograd.grad(output, leaves, grad))]
 
 
-def _named(contenders: list[Contender], name: str) -> Contender:
-    return next(contender for contender in contenders if contender.name == name)
+def _difference(actual: Tensor, exact: Tensor, share_left_out: float) -> float:
+    """The greatest but for a share of them, relative to the greatest number."""
+    differences = (actual - exact).abs().flatten()
+    left_out = int(share_left_out * differences.numel())
+    greatest = differences.kthvalue(differences.numel() - left_out).values if left_out else differences.max()
+    return (greatest / exact.abs().max()).item()
 
 
 def _gathered_bytes(case: Case, inputs: Inputs, phase: str) -> int:

@@ -13,15 +13,20 @@ from dinox.ops import ms_deform_attn, ms_deform_attn_fused, ms_deform_attn_refer
 BASELINE = "grid_sample"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contender:
-    """``attend(inputs)`` -> (B, Q, H * C); ``leaves(inputs)``: what it is differentiated by, value first."""
+    """``attend(inputs)`` -> (B, Q, H * C); ``leaves(inputs)``: what it is differentiated by, value first.
+
+    ``is_reference``: what others with the same leaves are compared with.
+    """
 
     name: str
     attend: Callable[[Inputs], Tensor]
     leaves: Callable[[Inputs], tuple[Tensor, ...]]
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     devices: tuple[str, ...] = ("cpu", "cuda")
+    ours: bool = False
+    is_reference: bool = False
 
 
 _ANY = (torch.float32, torch.bfloat16, torch.float16)
@@ -38,10 +43,10 @@ def _of_offsets(inputs: Inputs) -> tuple[Tensor, ...]:
 def find_contenders() -> tuple[list[Contender], dict[str, str]]:
     """Those that can be imported here, ours and the grid_sample form first; and why others cannot."""
     found = [
-        Contender("dinox", _dinox, _of_locations, _ANY),
-        Contender("dinox fused", _dinox_fused, _of_offsets, _ANY),
-        Contender(BASELINE, _grid_sample, _of_locations),
-        Contender("softmax + locations + grid_sample", _grid_sample_from_offsets, _of_offsets),
+        Contender("dinox", _dinox, _of_locations, _ANY, ours=True),
+        Contender("dinox fused", _dinox_fused, _of_offsets, _ANY, ours=True),
+        Contender(BASELINE, _grid_sample, _of_locations, is_reference=True),
+        Contender("softmax + locations + grid_sample", _grid_sample_from_offsets, _of_offsets, is_reference=True),
     ]
     missing = {}
     for name, make in (("mmcv", _mmcv), ("deformops", _deformops), ("transformers", _transformers)):

@@ -60,26 +60,32 @@ class Emulation:
         scalars: Tensor,
         references: Tensor | None = None,
         deterministic: bool = False,
-    ) -> tuple[Tensor, ...]:
-        """Gradients of value, pairs, scalars and, if given, references."""
+        output_mask: Sequence[bool] = (True, True, True, True),
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of value, pairs, scalars and, if given, references; those that output_mask has true for."""
         inputs = {"value": value, "pairs": pairs, "scalars": scalars, "references": references}
         precise = torch.float64 if value.dtype == torch.float64 else torch.float32
         grads = {"grad_output": grad_output}
-        grads |= {"grad_pairs": torch.full_like(pairs, torch.nan), "grad_scalars": torch.full_like(scalars, torch.nan)}
-        if references is not None:
+        of_value, of_pairs, of_scalars, of_references = output_mask
+        grads["grad_pairs"] = torch.full_like(pairs, torch.nan) if of_pairs else None
+        grads["grad_scalars"] = torch.full_like(scalars, torch.nan) if of_scalars else None
+        if references is not None and of_references:
             batch, queries, heads, levels, _ = scalars.shape
             shape = (batch, queries, heads, levels, references.shape[-1])
             grads["grad_references"] = torch.full(shape, torch.nan, dtype=precise)
-        if deterministic:
+        if deterministic and of_value:
             grad_value = torch.full_like(value, torch.nan)
             for image in range(value.shape[0]):
                 one = {name: None if t is None else t[image : image + 1] for name, t in (inputs | grads).items()}
                 self._ordered(sizes, one, grad_value[image], precise)
         else:
-            grad_value = torch.zeros(value.shape, dtype=precise)
+            grad_value = torch.zeros(value.shape, dtype=precise) if of_value else None
             self.shared_rows = self._run(1, sizes, **inputs, **grads, grad_value=grad_value)
-        results = (grad_value.to(value.dtype), grads["grad_pairs"], grads["grad_scalars"])
-        return results if references is None else (*results, grads["grad_references"].sum(2))
+        grad_value = grad_value.to(value.dtype) if of_value else None
+        results = (grad_value, grads["grad_pairs"], grads["grad_scalars"])
+        if references is None:
+            return results
+        return *results, grads["grad_references"].sum(2) if of_references else None
 
     def _ordered(self, sizes, tensors: dict[str, Tensor | None], grad_value: Tensor, precise: torch.dtype) -> None:
         """As ordered_backward in csrc/cuda/ms_deform_attn_kernel.cu."""

@@ -239,7 +239,7 @@ extern "C" int64_t emulate(int operation, const int64_t* sizes, const int64_t* s
   }
   launch_backward(p, variant, type, device, nullptr);
   Launch launch;
-  return t.cells == nullptr && plan_shared_backward(p, variant, device, launch) ? p.grad.shared_rows : 0;
+  return plan_shared_backward(p, variant, device, launch) ? p.grad.shared_rows : 0;
 }
 
 // ---------------------------------------------------------------- index arithmetic
