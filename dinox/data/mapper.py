@@ -1,7 +1,8 @@
 """From a dataset dict to a model's input."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -74,7 +75,7 @@ class DetectionMapper:
         self.num_classes = num_classes
         self.exif = exif
         self.max_pixels = max_pixels
-        self.known_objects = None if known_objects is None else frozenset(known_objects)
+        self.known_objects = None if known_objects is None else _class_indices(known_objects, num_classes)
         self.known_labels = known_labels
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", list(augmentations))
 
@@ -129,6 +130,23 @@ class DetectionMapper:
             f"show it, fix the json (dinox check-data --fix); if as it is stored, set "
             f"dataloader.train.mapper.exif=ignore."
         )
+
+
+def _class_indices(classes: Any, num_classes: int | None) -> frozenset[int]:
+    """Checked: a wrong one would match no object, and evaluation would tell the model nothing in silence."""
+    listed = isinstance(classes, Iterable) and not isinstance(classes, str)
+    wrong = [each for each in classes if not _is_class(each, num_classes)] if listed else [classes]
+    if wrong:
+        below = "" if num_classes is None else f" and below num_classes = {num_classes}"
+        raise DataError(
+            f"dataloader.test.mapper.known_objects: expected a list of class indices, whole numbers from 0{below}, got "
+            f"{wrong[0]!r}"
+        )
+    return frozenset(classes)
+
+
+def _is_class(index: Any, num_classes: int | None) -> bool:
+    return isinstance(index, int) and not isinstance(index, bool) and 0 <= index < (num_classes or index + 1)
 
 
 def _make_instances(annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]) -> Instances:

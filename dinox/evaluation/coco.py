@@ -67,11 +67,12 @@ class CocoEvaluator(COCOEvaluator):
         if self._classes is None:
             return
         num_classes = len(self._metadata.thing_classes)
-        wrong = [c for c in self._classes if not isinstance(c, int) or not 0 <= c < num_classes]
+        wrong = [c for c in self._classes if isinstance(c, bool) or not isinstance(c, int) or not 0 <= c < num_classes]
+        wrong += [c for i, c in enumerate(self._classes) if c in self._classes[:i]]
         if wrong or not self._classes:
             raise DataError(
-                f"dataloader.evaluator.classes: expected class indices from 0 to {num_classes - 1}, as dataset "
-                f"{self._metadata.name!r} has {num_classes} classes, got {wrong[0] if wrong else 'none'}"
+                f"dataloader.evaluator.classes: expected class indices from 0 to {num_classes - 1}, each once, as "
+                f"dataset {self._metadata.name!r} has {num_classes} classes, got {wrong[0] if wrong else 'none'}"
             )
 
     def _derive_coco_results(self, coco_eval: Any, iou_type: str, class_names: list[str] | None = None) -> dict:

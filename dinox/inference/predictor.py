@@ -172,14 +172,17 @@ class Predictor:
         Args:
             image: as for calling the predictor; it is not cut into tiles.
             boxes: (n, 4) of objects that are there, absolute x0, y0, x1, y1 in the frame of the image as it was given.
-                They are not among the detections.
+                The model is trained not to detect them again.
             labels: their classes, names or indices.
             classes: all classes that are in the image, names or indices; None: nobody knows them.
 
         Raises ValueError saying what is wrong with what is known.
         """
         if not isinstance(self.detector.model, DetectionTransformer):
-            raise ValueError(f"{self.weights}: an exported model takes nothing but images: give its checkpoint")
+            raise ValueError(
+                f"{self.weights}: only a checkpoint of a DetectionTransformer can be told what is known; exported "
+                "models and other architectures take nothing but images"
+            )
         name = image_name(image, 0)
         pixels = self.read(image, name=name)
         inputs = self.detector.prepare(pixels, name=name)

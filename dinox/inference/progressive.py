@@ -10,7 +10,7 @@ from torchvision.ops import nms
 
 from dinox.modeling import DetectionTransformer
 from dinox.modeling.meta_arch.detection_transformer import in_output_frames
-from dinox.structures import Targets, xyxy_to_cxcywh
+from dinox.structures import Targets, cxcywh_to_xyxy, xyxy_to_cxcywh
 from dinox.structures.boxes import image_size_as_box
 
 
@@ -51,16 +51,26 @@ class ProgressiveDetector:
         model = self.model
         if model.training:
             raise ValueError("progressive inference needs a model in eval mode: call model.eval()")
+        if "denoising" not in model.query_groups or model.query_groups.visibility is None:
+            raise ValueError(
+                "progressive inference needs a model whose matching queries see known objects: one that was trained as "
+                "dn_detr/known_objects_at_random_shapes, with model.query_groups.denoising and "
+                "model.query_groups.visibility=FullVisibility"
+            )
         images, given = model.preprocess_image(batched_inputs), model.prepare_known(batched_inputs)
         memory = model.encode(images)
         proposals = None if model.query_selection is None else model.query_selection(memory)
         sizes = [tuple(image.shape[-2:]) for image in images]
         known, final = given["known"], []  # final: Instances of every image, from the first round on
+        told = [_as_instances(given["known"], b, size) for b, size in enumerate(sizes)]
         for rounds_left in reversed(range(self.rounds)):
             predictions = model.decode(memory, proposals, **{**given, "known": known})
             found = model.postprocess(predictions.of_matching(), sizes)
             final = final or [each[:0] for each in found]
-            new = [self._beside(each, kept) for each, kept in zip(found, final, strict=True)]
+            new = [
+                self._beside(self._beside(each, kept), user)
+                for each, kept, user in zip(found, final, told, strict=True)
+            ]
             sure = [self._surest(each) for each in new]
             if rounds_left == 0 or not any(map(len, sure)):
                 break
@@ -79,17 +89,31 @@ class ProgressiveDetector:
         if len(final) == 0:
             return found
         same_class = found.pred_classes[:, None] == final.pred_classes[None]
-        same_place = pairwise_iou(found.pred_boxes, final.pred_boxes) > self.duplicate_iou
+        same_place = pairwise_iou(_clipped(found), _clipped(final)) > self.duplicate_iou
         return found[~(same_class & same_place).any(1)]
+
+
+def _clipped(found: Instances) -> Boxes:
+    boxes = found.pred_boxes.clone()
+    boxes.clip(found.image_size)
+    return boxes
+
+
+def _as_instances(given: Targets | None, image: int, size: tuple[int, int]) -> Instances:
+    """What the user knows of an image."""
+    count = 0 if given is None else given.counts[image]
+    if count == 0:
+        return Instances(size, pred_boxes=Boxes(torch.zeros(0, 4)), pred_classes=torch.zeros(0, dtype=torch.int64))
+    boxes = cxcywh_to_xyxy(given.boxes[image, :count])
+    boxes = Boxes(boxes * image_size_as_box(size, boxes))
+    return Instances(size, pred_boxes=boxes, pred_classes=given.labels[image, :count])
 
 
 def _joined(given: Targets | None, final: Sequence[Instances]) -> Targets:
     """What the user knows and what was found, as known objects."""
     labels, boxes = [], []
     for b, each in enumerate(final):
-        found = Boxes(each.pred_boxes.tensor.clone())
-        found.clip(each.image_size)
-        xyxy = found.tensor
+        xyxy = _clipped(each).tensor
         classes, cxcywh = each.pred_classes, xyxy_to_cxcywh(xyxy / image_size_as_box(each.image_size, xyxy))
         if given is not None:
             count = given.counts[b]

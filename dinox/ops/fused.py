@@ -44,6 +44,7 @@ def ms_deform_attn_fused(
 
     Returns:
         (B, Q, H * C) in value's dtype; locations, weights and sums are formed in float32 (float64 for float64 values).
+        Logits that are not finite may make all of their (query, head) NaN, also where no sample lies inside.
 
     Raises ValueError naming the argument, what was expected and what was given.
     """

@@ -360,3 +360,10 @@ def test_nothing_is_told_unless_asked(image):
 def test_an_image_without_objects_knows_of_none(image):
     output = mapper(is_train=False, known_objects=[1], known_labels=True)(record(image))
     assert len(output["known_boxes"]) == len(output["known_labels"]) == len(output["known_classes"]) == 0
+
+
+@pytest.mark.parametrize("wrong", [["ring"], [99], "ring", 1, [True]])
+def test_known_objects_that_name_no_class_are_an_error(wrong):
+    """They would match nothing, and evaluation would tell the model nothing."""
+    with pytest.raises(DataError, match="known_objects: expected a list of class indices"):
+        DetectionMapper(is_train=False, augmentations=[], num_classes=6, known_objects=wrong)

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from dinox.inference import ProgressiveDetector
 
@@ -13,7 +13,7 @@ FIELDS = ("scores", "pred_classes")
 
 @pytest.fixture(scope="module")
 def model():
-    return randomise_heads(build_small("dn_detr/known_objects_shapes")).eval()
+    return randomise_heads(build_small("dn_detr/known_objects_at_random_shapes")).eval()
 
 
 @pytest.fixture
@@ -103,4 +103,19 @@ def test_bad_arguments_are_named(model, options, message):
 
 def test_a_model_in_training_mode_is_an_error():
     with pytest.raises(ValueError, match=r"call model\.eval"):
-        ProgressiveDetector(build_small("dn_detr/known_objects_shapes"))([make_input(64, 64, 0)])
+        ProgressiveDetector(build_small("dn_detr/known_objects_at_random_shapes"))([make_input(64, 64, 0)])
+
+
+def test_models_that_cannot_be_told_objects_are_an_error_before_any_detection():
+    with pytest.raises(ValueError, match="needs a model whose matching queries see known objects"):
+        ProgressiveDetector(build_small("dn_detr/dn_detr_r50_50ep").eval())([make_input(64, 64, 0)])
+
+
+def test_what_the_user_has_given_is_not_detected_again(model, inputs):
+    x = inputs[0]
+    first = model([x])[0]["instances"][:1]
+    first.pred_boxes.clip((64, 96))
+    given = {"known_boxes": first.pred_boxes, "known_labels": first.pred_classes}
+    found = ProgressiveDetector(model, score_threshold=0.0, rounds=2)([{**x, **given}])[0]["instances"]
+    same = found[found.pred_classes == first.pred_classes]
+    assert (pairwise_iou(same.pred_boxes, first.pred_boxes) <= 0.7).all()

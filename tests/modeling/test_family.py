@@ -151,12 +151,13 @@ def test_two_stage_deformable_detr_teaches_all_tokens_objects_of_one_class():
 @pytest.mark.parametrize(
     ("config", "override", "message"),
     [
-        ("dab_detr/dab_detr_r50_50ep", "model.decoder.anchor_dim=2", "needs anchor points"),
+        ("dab_detr/dab_detr_r50_50ep", "model.decoder.anchor_dim=2", "points stay where they are"),
+        ("conditional_detr/conditional_detr_r50_50ep", "model.decoder.anchor_dim=4", "needs anchor boxes"),
         ("dab_detr/dab_detr_r50_50ep", "model.decoder.anchor_dim=3", "anchor_dim': expected one of 2, 4, got 3"),
         ("dab_detr/dab_detr_r50_50ep", "model.decoder.positions=given", "no positional queries"),
         ("conditional_detr/conditional_detr_r50_50ep", "model.decoder.look_forward=once", "points stay where they are"),
         ("detr/detr_r50_500ep", "model.encoder.num_heads=3", "embed_dim must be divisible by num_heads, got 32 and 3"),
-        ("anchor_detr/anchor_detr_r50_50ep", "model.backbone.num_levels=2", "is for one level, but the memory has 2"),
+        ("anchor_detr/anchor_detr_r50_50ep", "model.backbone.num_levels=2", "are for one level, got num_levels = 2"),
         ("dab_detr/dab_detr_r50_50ep", "model.decoder.look_forward=thrice", "look_forward must be one of"),
         ("deformable_detr/deformable_detr_r50_50ep", "model.decoder.positions=anchors", "needs anchor boxes"),
         ("dn_detr/dn_detr_r50_50ep", "model.query_groups.label_embedding=null", "needs a label embedding"),

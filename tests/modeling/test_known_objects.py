@@ -269,3 +269,15 @@ def test_known_objects_are_an_error_where_they_would_change_nothing(config):
     with pytest.raises(ValueError, match=r"would change nothing.*FullVisibility"):
         model([knowing(make_input(64, 96, 0), [1])])
     assert len(model([knowing(make_input(64, 96, 0), [])])) == 1
+
+
+def test_classes_that_the_model_was_never_told_are_an_error(model):
+    known = {"known_boxes": torch.tensor([[10.0, 10.0, 30.0, 30.0]]), "known_labels": [0]}
+    with pytest.raises(ValueError, match=r"class 0 is not one of the classes .* told: \[1, 2, 5\]"):
+        model.eval()([{**make_input(64, 96, 0), **known}])
+
+
+def test_boxes_of_which_nothing_lies_in_the_image_are_an_error(model):
+    known = {"known_boxes": torch.tensor([[96.0, 0.0, 96.9, 10.0]]), "known_labels": [1]}
+    with pytest.raises(ValueError, match="of which nothing lies in the image"):
+        model.eval()([{**make_input(64, 96, 0), **known}])

@@ -197,11 +197,13 @@ class _Exact:
         output, *grads = _results(contender, inputs)
         exact_output, *exact_grads = self._results_of(contender.leaves)
         difference = _difference(output, exact_output, 0)
-        if difference > tolerance:
+        if not difference <= tolerance:  # NaN is not
             return f"output differs by {difference:.1e} of its size"
         for number, (grad, exact) in enumerate(zip(grads, exact_grads, strict=True)):
+            if not grad.isfinite().all():
+                return f"gradient {number} is not finite"
             difference = _difference(grad, exact, _SHARE_ON_JUMPS)
-            if difference > tolerance:
+            if not difference <= tolerance:
                 return f"gradient {number} differs by {difference:.1e} of its size"
         return ""
 

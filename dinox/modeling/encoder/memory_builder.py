@@ -18,6 +18,11 @@ class MemoryBuilder(nn.Module):
         self.position_embedding = position_embedding
         self.level_embeddings = None
         if num_levels > 1:
+            if hasattr(position_embedding, "embed_points"):
+                raise ValueError(
+                    "positions whose columns and rows are embedded apart are for one level, got num_levels = "
+                    f"{num_levels}: set model.backbone.num_levels=1, or take another position embedding and encoder"
+                )
             self.level_embeddings = nn.Parameter(torch.empty(num_levels, embed_dim))
             nn.init.normal_(self.level_embeddings)
 

@@ -126,4 +126,12 @@ def boxes_inside(given: Any, size: tuple[int, int], name: str) -> Tensor:
         if wrong.any():
             index = int(wrong.nonzero()[0])
             raise ValueError(f"{name}: {BOXES}[{index}] is {boxes[index].tolist()}, expected {what}")
-    return torch.minimum(boxes.clamp(min=0), limits)
+    clipped = torch.minimum(boxes.clamp(min=0), limits)
+    outside = (clipped[:, 2:] <= clipped[:, :2]).any(-1)
+    if outside.any():
+        index = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{name}: {BOXES}[{index}] is {boxes[index].tolist()}, of which nothing lies in the image, which is "
+            f"{size[1]} x {size[0]} pixels here"
+        )
+    return clipped

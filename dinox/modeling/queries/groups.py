@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -42,7 +43,8 @@ class QueryGroups(nn.Module):
         made = [self._make(name, context, views.get(name)) for name in self]
         groups = [group for group in made if group is not None]
         groups = groups if self.visibility is None else self.visibility(groups)
-        _check_known_is_used(groups, context)
+        _check_known_is_used(groups, context, self.split)
+        _check_split_reaches(groups, views)
         return groups
 
     def _split(self, context: QueryContext) -> Mapping[str, TargetView]:
@@ -84,7 +86,20 @@ class FullVisibility:
         return [dataclasses.replace(g, sees=names - {g.name}, subgroup_size=None) for g in groups]
 
 
-def _check_known_is_used(groups: Sequence[QueryGroup], context: QueryContext) -> None:
+def _check_split_reaches(groups: Sequence[QueryGroup], views: Mapping[str, TargetView]) -> None:
+    """A group that matching queries see, and that the split does not know, would show them what they are to find."""
+    matching = next((group for group in groups if group.name == MATCHING), None)
+    if not views or matching is None:
+        return
+    for group in groups:
+        if group.name in matching.sees and group.name not in views:
+            raise ValueError(
+                f"model.query_groups.split says nothing of query group {group.name!r}, which matching queries see: it "
+                f"knows {sorted(views)}. Name the group of known objects 'denoising'"
+            )
+
+
+def _check_known_is_used(groups: Sequence[QueryGroup], context: QueryContext, split: Any) -> None:
     """What the user knows has to reach the matching queries; else the detections would be the same without it."""
     matching = next((group for group in groups if group.name == MATCHING), None)
     if matching is None:
@@ -95,6 +110,15 @@ def _check_known_is_used(groups: Sequence[QueryGroup], context: QueryContext) ->
             "Use a model that was trained with known objects: model.query_groups.denoising and "
             "model.query_groups.visibility=FullVisibility, as in dn_detr/known_objects_70_30"
         )
+    told = getattr(split, "known", None)  # of SplitByClass; other splits know objects of all classes
+    if context.known is not None and told is not None:
+        labels = context.known.labels[context.known.valid].tolist()
+        strangers = sorted(set(labels) - set(told))
+        if strangers:
+            raise ValueError(
+                f"known_labels: class {strangers[0]} is not one of the classes that this model was trained to be told: "
+                f"{list(told)}"
+            )
     if context.known_classes is not None and matching.only_class is None:
         raise ValueError(
             "known_classes would change nothing: the matching queries of this model take no labels. Use a model that "

@@ -16,8 +16,8 @@ from dinox.structures import ANY_CLASS, KnownClasses, QueryContext, QueryGroup
 
 class KnownLabelQueries(nn.Module):
     """One copy of the matching queries for every class that is in the image. Their content is the label's embedding,
-    with indicator 1 where it has one, in the place of what it was (an "unknown" label, patterns). They detect nothing
-    but that class, and copies do not see each other.
+    with indicator 1 where it has one, in the place of what it was (an "unknown" label, patterns). Other classes
+    have a score of 0 there, and copies do not see each other.
 
     In training there is one copy, and its class is that of the objects that the group learns (``OneClassPerImage``).
     Queries of images without objects, or without known classes at inference, stay as they are.
