@@ -19,6 +19,7 @@ BASES = [
     "deformable_detr/deformable_detr_r50_with_box_refinement_50ep",
     "deformable_detr/deformable_detr_r50_two_stage_50ep",
 ]
+DINOS = ["dino/dino_r50_4scale_12ep", "dino/ablation_pure_selection", "dino/ablation_static_queries"]
 WITH_DENOISING = [
     "dn_detr/dn_detr_r50_50ep",
     "dn_detr/dn_deformable_encoder_detr_r50_3patterns_50ep",
@@ -80,20 +81,24 @@ def test_one_decoder_layer_has_no_parameters_that_only_later_layers_use(config):
     assert_trains_one_step(model, [make_input(64, 96, 2)])
 
 
-@pytest.mark.parametrize("config", BASES)
+@pytest.mark.parametrize("config", BASES + DINOS)
 def test_detections_do_not_depend_on_the_batch(config):
-    """1e-4 on logits and on boxes as a share of the image; only the order of summation differs."""
+    """1e-4 on logits and on boxes as a share of the image; only the order of summation differs. With query selection on
+    four levels, the last image has fewer tokens than the batch selects.
+    """
     model = randomise_heads(build(config)).eval()
     inputs = [make_input(64, 96, 2, seed=0), make_input(96, 64, 2, seed=1), make_input(16, 24, 2, seed=2)]
-    together = model.raw_predictions(inputs)
+    assert model.num_queries > 2 * 3 + 1 + 1 + 1
+    together, detections = model.raw_predictions(inputs), model(inputs)
     for i, x in enumerate(inputs):
         alone = model.raw_predictions([x])
         queries = slice(None) if together.padding_mask is None else ~together.padding_mask[i]
         torch.testing.assert_close(together.logits[:, i, queries], alone.logits[:, 0], atol=1e-4, rtol=0)
         torch.testing.assert_close(together.boxes[:, i, queries], alone.boxes[:, 0], atol=1e-4, rtol=0)
+        assert len(model([x])[0]["instances"]) == len(detections[i]["instances"])
 
 
-@pytest.mark.parametrize("config", WITH_DENOISING)
+@pytest.mark.parametrize("config", WITH_DENOISING + DINOS)
 def test_denoising_queries_are_invisible_to_matching_queries(config):
     """Other ground truth (as many objects) must leave the matching predictions as they are, bit for bit."""
     model = randomise_heads(build(config))
