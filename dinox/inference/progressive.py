@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torchvision.ops import nms
 
 from dinox.modeling import DetectionTransformer
-from dinox.modeling.meta_arch.detection_transformer import in_output_frames
+from dinox.modeling.meta_arch.predictions import in_output_frames
 from dinox.structures import Targets, cxcywh_to_xyxy, xyxy_to_cxcywh
 from dinox.structures.boxes import image_size_as_box
 

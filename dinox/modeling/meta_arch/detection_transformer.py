@@ -6,20 +6,19 @@ Legend: B images, N queries, K classes, D channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dinox.modeling.meta_arch.from_yaml import arguments_from_yaml
 from dinox.modeling.meta_arch.known_inputs import KnownInputs
+from dinox.modeling.meta_arch.predictions import Predictions, in_output_frames
 from dinox.structures import (
     ANY_CLASS,
     MATCHING,
@@ -33,37 +32,6 @@ from dinox.structures import (
     Targets,
 )
 from dinox.structures.memory import count_valid_cells
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One prediction set per query group, in the decoder's order, and the encoder's proposals behind them."""
-
-    groups: dict[str, PredictionSet]
-    proposals: Proposals | None
-    padding_mask: Tensor | None  # (B, N) of the matching group
-    anchors: Tensor | None = None  # (B, N, 4) or (B, N, 2), those that the matching group starts with
-
-    def for_losses(self) -> list[PredictionSet]:
-        if self.proposals is None:
-            return list(self.groups.values())
-        encoder = PredictionSet(
-            "encoder",
-            self.proposals.logits[None],
-            self.proposals.boxes[None],
-            target_view=self.proposals.target_view,
-        )
-        return [*self.groups.values(), encoder]
-
-    def of_matching(self) -> RawPredictions:
-        matching, proposals = self.groups[MATCHING], self.proposals
-        return RawPredictions(
-            logits=matching.logits,
-            boxes=matching.boxes,
-            encoder_logits=None if proposals is None else proposals.logits,
-            encoder_boxes=None if proposals is None else proposals.boxes,
-            padding_mask=self.padding_mask,
-        )
 
 
 @META_ARCH_REGISTRY.register()
@@ -290,15 +258,6 @@ class DetectionTransformer(nn.Module):
             height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
             padded.append(torch.stack([_pad(levels[level], height, width) for levels in maps]))
         return FeaturePyramid(padded, valid)
-
-
-def in_output_frames(detections: list[Instances], batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-    """Detections in the frames of the images to those of ``height`` and ``width``, clipped; empty boxes dropped."""
-    outputs = []
-    for found, x in zip(detections, batched_inputs, strict=True):
-        height, width = found.image_size
-        outputs.append({"instances": detector_postprocess(found, x.get("height", height), x.get("width", width))})
-    return outputs
 
 
 def _of_only_class(logits: Tensor, only_class: Tensor | None, num_classes: int) -> Tensor:

@@ -1,0 +1,55 @@
+"""What the meta-architecture predicts, group by group, and detections in the frames of the output.
+
+Legend: B images, N queries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Instances
+from torch import Tensor
+
+from dinox.structures import MATCHING, PredictionSet, Proposals, RawPredictions
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One prediction set per query group, in the decoder's order, and the encoder's proposals behind them."""
+
+    groups: dict[str, PredictionSet]
+    proposals: Proposals | None
+    padding_mask: Tensor | None  # (B, N) of the matching group
+    anchors: Tensor | None = None  # (B, N, 4) or (B, N, 2), those that the matching group starts with
+
+    def for_losses(self) -> list[PredictionSet]:
+        if self.proposals is None:
+            return list(self.groups.values())
+        encoder = PredictionSet(
+            "encoder",
+            self.proposals.logits[None],
+            self.proposals.boxes[None],
+            target_view=self.proposals.target_view,
+        )
+        return [*self.groups.values(), encoder]
+
+    def of_matching(self) -> RawPredictions:
+        matching, proposals = self.groups[MATCHING], self.proposals
+        return RawPredictions(
+            logits=matching.logits,
+            boxes=matching.boxes,
+            encoder_logits=None if proposals is None else proposals.logits,
+            encoder_boxes=None if proposals is None else proposals.boxes,
+            padding_mask=self.padding_mask,
+        )
+
+
+def in_output_frames(detections: list[Instances], batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+    """Detections in the frames of the images to those of ``height`` and ``width``, clipped; empty boxes dropped."""
+    outputs = []
+    for found, x in zip(detections, batched_inputs, strict=True):
+        height, width = found.image_size
+        outputs.append({"instances": detector_postprocess(found, x.get("height", height), x.get("width", width))})
+    return outputs
