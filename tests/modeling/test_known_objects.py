@@ -6,6 +6,7 @@ import torch
 from detectron2.structures import Boxes
 
 from dinox.modeling import OneClassPerImage, SplitAtRandom, SplitByClass
+from dinox.modeling.queries import DenoisingNoise
 from dinox.structures import QueryContext, Targets
 
 from ..small_models import assert_trains_one_step, build_small, loss_keys, make_input, make_memory, randomise_heads
@@ -281,3 +282,27 @@ def test_boxes_of_which_nothing_lies_in_the_image_are_an_error(model):
     known = {"known_boxes": torch.tensor([[96.0, 0.0, 96.9, 10.0]]), "known_labels": [1]}
     with pytest.raises(ValueError, match="of which nothing lies in the image"):
         model.eval()([{**make_input(64, 96, 0), **known}])
+
+
+def test_in_training_an_image_does_not_see_how_much_is_known_of_others():
+    """Padded denoising queries, whose number is that of the fullest image, are seen by nobody. Norms and dropout are
+    those of evaluation, so that nothing else mixes the images of a batch; 1e-5 for sums of another length.
+    """
+    model = randomise_heads(build_small(SHAPES, "model.num_classes=6", *SPLIT)).eval()
+    other = [make_input(64, 96, count, num_classes=6, seed=1) for count in (1, 8)]
+    for x in other:
+        x["instances"].gt_classes[:] = KNOWN[0]
+    logits = []
+    for each in other:
+        inputs = [make_input(64, 96, 2, num_classes=6, seed=0), each]
+        inputs[0]["instances"].gt_classes[:] = torch.tensor([KNOWN[0], UNKNOWN[0]])
+        targets = model.prepare_targets(inputs)
+        model.query_groups["denoising"].sample_noise = without_noise
+        logits.append(model.predict(inputs, targets).of_matching().logits[:, 0])
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+
+
+def without_noise(shape, copies, context):
+    shape = (shape[0], copies, shape[1])
+    zeros = torch.zeros(*shape, 4)
+    return DenoisingNoise(torch.ones(shape), torch.zeros(shape, dtype=torch.int64), zeros, zeros)

@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from dinox.structures import MATCHING, QueryContext, QueryGroup, TargetView
+from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, TargetView
 
 
 class QueryGroups(nn.Module):
@@ -79,11 +79,24 @@ class QueryGroups(nn.Module):
 class FullVisibility:
     """Every query sees every other one: no attention mask. Leaks ground truth from denoising to matching queries (24.0
     AP instead of 43.4 in DN-DETR's table 5); what known objects are for (section 5.7.1).
+
+    Queries that are background by construction, such as the padded ones of images with fewer objects than others of the
+    batch, hold nothing to be seen: nobody sees them, so that an image does not depend on its batch.
     """
 
     def __call__(self, groups: Sequence[QueryGroup]) -> list[QueryGroup]:
         names = frozenset(group.name for group in groups)
-        return [dataclasses.replace(g, sees=names - {g.name}, subgroup_size=None) for g in groups]
+        return [
+            dataclasses.replace(g, sees=names - {g.name}, subgroup_size=None, padding_mask=self._unseen(g))
+            for g in groups
+        ]
+
+    @staticmethod
+    def _unseen(group: QueryGroup) -> Tensor | None:
+        if group.target_index is None:
+            return group.padding_mask
+        background = group.target_index == BACKGROUND  # (B, N)
+        return background if group.padding_mask is None else background | group.padding_mask
 
 
 def _check_split_reaches(groups: Sequence[QueryGroup], views: Mapping[str, TargetView]) -> None:
