@@ -38,7 +38,7 @@ class ConditionalDecoder(nn.Module):
 
     anchor_dim: 2 for anchor points (Conditional DETR). 4 for anchor boxes: attention is modulated by width and height
     (DAB-DETR, equation 6). look_forward, positions: see :mod:`dinox.modeling.decoder.layers`. mask_memory: padding of
-    the memory is never attended to; the authors' code attends to it.
+    the memory is never attended to; detrex's decoders do attend to it.
     """
 
     def __init__(
