@@ -1,5 +1,6 @@
 """Focal loss (Lin et al. 2017, equation 5) on sigmoid logits."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +14,19 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, 
     miss = probability * (1 - targets) + (1 - probability) * targets
     balance = alpha * targets + (1 - alpha) * (1 - targets)
     return balance * miss**gamma * cross_entropy
+
+
+def quality_focal_loss(
+    logits: Tensor, quality: Tensor, positive: Tensor, *, alpha: float | None = None, gamma: float = 2.0
+) -> Tensor:
+    """Focal loss towards a quality in [0, 1] (GFL, Li et al. 2020, equation 2): |q - p|^gamma BCE(p, q), not reduced.
+
+    logits, quality: same shape; quality is 0 where ``positive`` (bool, same shape) is False. alpha: the balance of
+    positives, 1 - alpha being that of all other entries; None: neither is scaled.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    loss = (quality - logits.sigmoid()).abs() ** gamma * cross_entropy
+    return loss if alpha is None else torch.where(positive, alpha, 1 - alpha) * loss
 
 
 class FocalLoss:

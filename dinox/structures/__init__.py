@@ -1,5 +1,6 @@
 """Data that the parts of the model exchange."""
 
+from dinox.structures.auxiliary import HeadOutput, HeadPyramid, HeadSamples
 from dinox.structures.boxes import (
     box_iou,
     cxcywh_to_xyxy,
@@ -25,6 +26,9 @@ __all__ = [
     "BACKGROUND",
     "MATCHING",
     "FeaturePyramid",
+    "HeadOutput",
+    "HeadPyramid",
+    "HeadSamples",
     "KnownClasses",
     "MatchedPredictions",
     "Memory",

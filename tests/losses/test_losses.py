@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dinox.losses import FocalLoss, GIoULoss, L1Loss, SoftmaxLoss, sigmoid_focal_loss
+from dinox.losses import FocalLoss, GIoULoss, L1Loss, SoftmaxLoss, quality_focal_loss, sigmoid_focal_loss
 from dinox.structures import MatchedPredictions, Targets
 
 
@@ -23,6 +23,15 @@ def test_focal_loss_at_even_odds():
     absent = sigmoid_focal_loss(torch.zeros(1), torch.zeros(1)).item()
     assert present == pytest.approx(0.25 * 0.25 * math.log(2))
     assert absent == pytest.approx(0.75 * 0.25 * math.log(2))
+
+
+def test_quality_focal_loss_is_zero_at_the_quality_but_for_its_entropy():
+    """p = 1/2: |q - p|^2 (-q ln p - (1 - q) ln(1 - p)) = |q - 1/2|^2 ln 2, so nothing at q = 1/2."""
+    quality, positive = torch.tensor([1.0, 0.5, 0.0, 0.0]), torch.tensor([True, True, True, False])
+    loss = quality_focal_loss(torch.zeros(4), quality, positive)
+    assert loss.tolist() == pytest.approx([0.25 * math.log(2), 0.0, 0.25 * math.log(2), 0.25 * math.log(2)])
+    balanced = quality_focal_loss(torch.zeros(4), quality, positive, alpha=0.25)
+    assert (balanced / 0.25 / math.log(2)).tolist() == pytest.approx([0.25, 0.0, 0.25, 0.75])
 
 
 def test_focal_loss_counts_background_for_all_classes():

@@ -1,0 +1,47 @@
+"""What auxiliary heads (Co-DETR, section 3.2) see, and what they give: losses, and samples for positive queries.
+
+Legend: B images, L levels, P samples of a head per image, N chosen ones, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class HeadPyramid:
+    """The feature maps that all auxiliary heads read.
+
+    maps: L tensors (B, D, h_l, w_l), highest resolution first. strides: L, in pixels, such as (8, 16, 32, 64, 128).
+    image_sizes: B x (height, width) of the images without padding, in pixels; they fill the maps from the top left.
+    """
+
+    maps: list[Tensor]
+    strides: tuple[int, ...]
+    image_sizes: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class HeadSamples:
+    """The places that one head has assigned objects or background to.
+
+    boxes: (B, P, 4) absolute xyxy, detached: sampled boxes, or anchors of all cells. target_index: (B, P) int64 into
+    the objects of the image, -1 = background. features_at: (B, N) indices of samples -> (B, N, D) their features, with
+    gradient; a function, because a head has many samples and few of them become queries.
+    """
+
+    boxes: Tensor
+    target_index: Tensor
+    features_at: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """losses: scalars by name ("class", "giou", ...), weighted by the head's own weights and normalised over ranks; the
+    same names for every batch. samples: see :class:`HeadSamples`."""
+
+    losses: dict[str, Tensor]
+    samples: HeadSamples
