@@ -3,7 +3,15 @@
 from dinox.modeling.backbone import build_resnet
 from dinox.modeling.criterion import Criterion
 from dinox.modeling.decoder import ConditionalDecoder, DeformableDecoder, DenseDecoder, RowColumnDecoder
-from dinox.modeling.encoder import DeformableEncoder, DenseEncoder, MemoryBuilder, RowColumnEncoder
+from dinox.modeling.encoder import (
+    DeformableEncoder,
+    DenseEncoder,
+    DenseFusion,
+    MemoryBuilder,
+    RowColumnEncoder,
+    SimpleFusion,
+    ULikeFusion,
+)
 from dinox.modeling.heads import PredictionHeads, SoftmaxHeads
 from dinox.modeling.meta_arch import Denoising, DetectionTransformer
 from dinox.modeling.neck import ChannelMapper
@@ -62,6 +70,7 @@ __all__ = [
     "DenoisingROIHeads",
     "DenseDecoder",
     "DenseEncoder",
+    "DenseFusion",
     "DetectionTransformer",
     "DynamicGroups",
     "EmbeddedBoxes",
@@ -87,11 +96,13 @@ __all__ = [
     "RowColumnEncoder",
     "SelectedAnchors",
     "SelectedContent",
+    "SimpleFusion",
     "SoftmaxHeads",
     "SplitAtRandom",
     "SplitByClass",
     "SummedEmbedding",
     "TopKDetections",
+    "ULikeFusion",
     "UnknownLabelContent",
     "ZeroContent",
     "build_resnet",

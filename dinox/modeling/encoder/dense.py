@@ -8,13 +8,15 @@ import dataclasses
 from torch import Tensor, nn
 
 from dinox.layers import MLP, Activation, EncoderLayer, MemoryAttention, RowColumnAttention, xavier_init
+from dinox.modeling.encoder.layers import check_fusion, refine_layer_by_layer
 from dinox.structures import Memory
 
 
 class DenseEncoder(nn.Module):
     """DETR's encoder; padding is not attended to, and no norm follows the last layer.
 
-    scaled_positions: in every layer, positions are multiplied by a function of the tokens (DAB-DETR's code).
+    scaled_positions: in every layer, positions are multiplied by a function of the tokens (DAB-DETR's code). fusion: of
+    the layers' tokens with earlier ones (Stable-DINO's memory fusion); None: there is none.
     """
 
     def __init__(
@@ -27,8 +29,10 @@ class DenseEncoder(nn.Module):
         dropout: float = 0.0,
         activation: Activation = "relu",
         scaled_positions: bool = False,
+        fusion: nn.Module | None = None,
     ):
         super().__init__()
+        check_fusion(fusion, num_layers=num_layers, embed_dim=embed_dim)
         self.position_scale = None
         if scaled_positions:  # one for all layers
             self.position_scale = MLP(in_dim=embed_dim, hidden_dim=embed_dim, out_dim=embed_dim, num_layers=2)
@@ -43,11 +47,12 @@ class DenseEncoder(nn.Module):
             )
             for _ in range(num_layers)
         )
+        self.fusion = fusion
 
     def forward(self, memory: Memory) -> Memory:
-        for layer in self.layers:
-            memory = layer(memory, self._attend)
-        return memory
+        return refine_layer_by_layer(
+            memory, self.layers, lambda layer, now: layer(now, self._attend), fusion=self.fusion
+        )
 
     def _attend(self, attention: nn.Module, memory: Memory) -> Tensor:
         if self.position_scale is not None:
@@ -56,7 +61,10 @@ class DenseEncoder(nn.Module):
 
 
 class RowColumnEncoder(nn.Module):
-    """Anchor DETR's encoder: every token attends along rows, then along columns. For one level."""
+    """Anchor DETR's encoder: every token attends along rows, then along columns. For one level.
+
+    fusion: as in ``DenseEncoder``.
+    """
 
     def __init__(
         self,
@@ -66,8 +74,10 @@ class RowColumnEncoder(nn.Module):
         num_heads: int = 8,
         feed_forward_dim: int = 1024,
         dropout: float = 0.0,
+        fusion: nn.Module | None = None,
     ):
         super().__init__()
+        check_fusion(fusion, num_layers=num_layers, embed_dim=embed_dim)
         self.layers = nn.ModuleList(
             EncoderLayer(
                 self_attention=RowColumnAttention(embed_dim=embed_dim, num_heads=num_heads, dropout=dropout),
@@ -77,11 +87,12 @@ class RowColumnEncoder(nn.Module):
             )
             for _ in range(num_layers)
         )
+        self.fusion = fusion
 
     def forward(self, memory: Memory) -> Memory:
         x_positions, y_positions = memory.positions.chunk(2, dim=-1)  # (B, S, D) each
-        for layer in self.layers:
-            memory = layer(
-                memory, lambda attention, now: attention(now.tokens + x_positions, now.tokens + y_positions, now)
-            )
-        return memory
+
+        def attend(attention: nn.Module, now: Memory) -> Tensor:
+            return attention(now.tokens + x_positions, now.tokens + y_positions, now)
+
+        return refine_layer_by_layer(memory, self.layers, lambda layer, now: layer(now, attend), fusion=self.fusion)
