@@ -5,6 +5,7 @@ Legend: A prediction sets, B images, N queries, K classes, M targets.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -29,8 +30,12 @@ class HungarianMatcher:
             raise ValueError("HungarianMatcher needs at least one of class_cost, bbox_cost, giou_cost; all are None")
 
     @torch.no_grad()
-    def __call__(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[Tensor]:
+    def __call__(
+        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets, repeats: Sequence[int] | None = None
+    ) -> list[Tensor]:
         """predictions: (logits (A, B, N, K), boxes (A, B, N, 4) normalised cxcywh) of each group; A and N may differ.
+        repeats: by group, how many queries every object is assigned to; None: one. An object that stands in the list
+        several times (H-DETR) is matched as often; repeated here are only the columns of the cost matrix.
 
         Returns, per group, target_index (A, B, N) int64 on the device of the logits: the matched target, -1 =
         background. All cost matrices travel to the host in one copy, all results back in another.
@@ -39,7 +44,9 @@ class HungarianMatcher:
             ValueError: a cost is NaN or infinite; names the term, the prediction set and the image.
         """
         matrices = [self.cost_matrix(logits, boxes, targets) for logits, boxes in predictions]
-        matches = [self._solve(m, targets.counts) for m in _through_one_tensor(matrices, torch.device("cpu"))]
+        on_host = _through_one_tensor(matrices, torch.device("cpu"))
+        repeats = repeats or [1] * len(on_host)
+        matches = [self._solve(m, targets.counts, times) for m, times in zip(on_host, repeats, strict=True)]
         if any(m is None for m in matches):
             raise ValueError(self._explain_non_finite(predictions, targets))
         return _through_one_tensor(matches, predictions[0][0].device)
@@ -50,7 +57,7 @@ class HungarianMatcher:
         return torch.stack([cost(logits, boxes, targets) for cost in self.costs.values()]).sum(0)
 
     @staticmethod
-    def _solve(cost: Tensor, counts: Sequence[int]) -> Tensor | None:
+    def _solve(cost: Tensor, counts: Sequence[int], repeats: int = 1) -> Tensor | None:
         """cost: (A, B, N, M) on the host -> target_index (A, B, N), or None where a cost is not finite."""
         target_index = torch.full(cost.shape[:3], BACKGROUND, dtype=torch.int64)
         for b, count in enumerate(counts):
@@ -58,8 +65,8 @@ class HungarianMatcher:
             if not torch.isfinite(matrices).all():
                 return None
             for a, matrix in enumerate(matrices.numpy()):
-                queries, objects = linear_sum_assignment(matrix)
-                target_index[a, b, torch.from_numpy(queries)] = torch.from_numpy(objects)
+                queries, columns = linear_sum_assignment(np.tile(matrix, repeats))
+                target_index[a, b, torch.from_numpy(queries)] = torch.from_numpy(columns % max(count, 1))
         return target_index
 
     def _explain_non_finite(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> str:

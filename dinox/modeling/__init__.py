@@ -18,12 +18,14 @@ from dinox.modeling.neck import ChannelMapper
 from dinox.modeling.postprocess import BestClassDetections, TopKDetections
 from dinox.modeling.queries import (
     AnchorBoxes,
+    AnchorEmbedding,
     AnchorPoints,
     CenterShiftAndScale,
     ClassAgnosticSelection,
     ContrastiveBoxNoise,
     DenoisingQueries,
     DynamicGroups,
+    EmbeddedAnchors,
     EmbeddedBoxes,
     EmbeddedProposals,
     FixedGroups,
@@ -46,6 +48,7 @@ from dinox.modeling.queries import (
     SplitAtRandom,
     SplitByClass,
     SummedEmbedding,
+    TrainingQueries,
     UnknownLabelContent,
     ZeroContent,
 )
@@ -53,6 +56,7 @@ from dinox.modeling.roi_heads import BoxDenoising, DenoisingCascadeROIHeads, Den
 
 __all__ = [
     "AnchorBoxes",
+    "AnchorEmbedding",
     "AnchorPoints",
     "BestClassDetections",
     "BoxDenoising",
@@ -73,6 +77,7 @@ __all__ = [
     "DenseFusion",
     "DetectionTransformer",
     "DynamicGroups",
+    "EmbeddedAnchors",
     "EmbeddedBoxes",
     "EmbeddedProposals",
     "FixedGroups",
@@ -102,6 +107,7 @@ __all__ = [
     "SplitByClass",
     "SummedEmbedding",
     "TopKDetections",
+    "TrainingQueries",
     "ULikeFusion",
     "UnknownLabelContent",
     "ZeroContent",

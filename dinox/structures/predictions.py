@@ -38,7 +38,8 @@ class PredictionSet:
 
     name: the group's name, or "encoder". logits: (A, B, N, K). boxes: (A, B, N, 4) normalised cxcywh.
     target_index: (B, N) int64 known by construction (-1 = background), or None: the matcher decides.
-    repeats, target_view: see :class:`~dinox.structures.queries.QueryGroup`.
+    repeats, target_view, subgroup_size: see :class:`~dinox.structures.queries.QueryGroup`; where the matcher decides,
+    it matches every sub-group by itself.
     """
 
     name: str
@@ -47,6 +48,7 @@ class PredictionSet:
     target_index: Tensor | None = None
     repeats: int = 1
     target_view: TargetView | None = None
+    subgroup_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ class QueryGroup:
     subgroup_size: queries attend only within consecutive blocks of this size of their own group; None: all of it.
     padding_mask: (B, N) bool, True = no query at all (nobody attends to it, it predicts nothing); None: none is.
     target_index: (B, N) int64, the target known by construction of every query, -1 = background; None: ask a matcher.
-    repeats: how many predictions per object a matcher is to make positive; losses are divided by as many.
+    repeats: how many predictions per object a matcher is to make positive, equally many of each sub-group; losses are
+    divided by as many.
     target_view: which of the batch's objects this group learns, and as what; None: all, as they are. ``target_index``
     counts in the view.
     only_class: (B, N) int64, the one class that a query may detect, -1 = any; None: all may detect any.
@@ -90,7 +91,8 @@ class QueryContext:
 
     memory: None for groups that are made without looking at it. proposals: None without query selection. targets: None
     at inference. generator: of all randomness; None: torch's default one. label_embedding: class labels -> content
-    queries, where groups share one. known: objects that the user has given at inference; None: nothing is known.
+    queries, where groups share one. anchor_embedding: anchor boxes (B, N, 4) -> positional queries (B, N, D), likewise.
+    known: objects that the user has given at inference; None: nothing is known.
     known_classes: the classes that the user has said are in the images; None: nobody has said any.
     """
 
@@ -99,6 +101,7 @@ class QueryContext:
     targets: Targets | None = None
     generator: torch.Generator | None = None
     label_embedding: Callable[[Tensor], Tensor] | None = None
+    anchor_embedding: Callable[[Tensor], Tensor] | None = None
     known: Targets | None = None
     known_classes: KnownClasses | None = None
 

@@ -3,8 +3,11 @@
 Legend: A prediction sets of a group (decoder layers), B images, N queries, K classes.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +26,11 @@ GROUP_SUFFIXES = {MATCHING: "", "denoising": "_dn", "encoder": "_enc"}
 class Criterion(nn.Module):
     """Assigns targets to all predictions at once, and returns weighted losses under stable keys.
 
-    matcher: called as ``matcher([(logits, boxes), ...], targets)`` for the groups whose targets are not known by
-    construction, once for all that learn the same objects. class_loss, bbox_loss, giou_loss: parts of
-    :mod:`dinox.losses`, ``None`` leaves one out. weights: by loss ("class", "bbox", "giou"). group_weights: exceptions,
-    by group and loss. A group's losses are divided by its positives, but for a loss that has a ``normaliser(matched)``
-    -> (A,) of its own.
+    matcher: called as ``matcher([(logits, boxes), ...], targets, repeats=[...])`` for the groups whose targets are not
+    known by construction, once for all that learn the same objects; sub-groups are matched by themselves. class_loss,
+    bbox_loss, giou_loss: parts of :mod:`dinox.losses`, ``None`` leaves one out. weights: by loss ("class", "bbox",
+    "giou"). group_weights: exceptions, by group and loss; or, by group, a factor for all of its losses. A group's
+    losses are divided by its positives, but for a loss that has a ``normaliser(matched)`` -> (A,) of its own.
 
     Keys: ``loss_class`` for the last decoder layer, ``loss_class_0`` ... for the earlier ones, ``loss_class_enc`` for
     the encoder's proposals, ``loss_class_dn``, ``loss_class_dn_0`` ... for denoising, ``_<group>`` for other groups;
@@ -37,19 +40,22 @@ class Criterion(nn.Module):
     def __init__(
         self,
         *,
-        matcher: Callable[[Sequence[tuple[Tensor, Tensor]], Targets], list[Tensor]],
+        matcher: Callable[..., list[Tensor]],
         class_loss: Loss | None,
         bbox_loss: Loss | None,
         giou_loss: Loss | None,
         weights: Mapping[str, float],
-        group_weights: Mapping[str, Mapping[str, float]] | None = None,
+        group_weights: Mapping[str, Mapping[str, float] | float] | None = None,
     ):
         super().__init__()
         self.matcher = matcher
         parts = {"class": class_loss, "bbox": bbox_loss, "giou": giou_loss}
         self.losses = {name: loss for name, loss in parts.items() if loss is not None}
         self.weights = dict(weights)
-        self.group_weights = {group: dict(exceptions) for group, exceptions in (group_weights or {}).items()}
+        self.group_weights = {
+            group: dict(exceptions) if isinstance(exceptions, Mapping) else float(exceptions)
+            for group, exceptions in (group_weights or {}).items()
+        }
         self._check_weights()
 
     def forward(self, predictions: Sequence[PredictionSet], targets: Targets) -> dict[str, Tensor]:
@@ -80,9 +86,12 @@ class Criterion(nn.Module):
         while unknown:
             seen = views[unknown[0]]
             together = [i for i in unknown if views[i] is seen]
-            matches = self.matcher([(predictions[i].logits, predictions[i].boxes) for i in together], seen)
-            for i, match in zip(together, matches, strict=True):
-                assigned[i] = match
+            subgroups = [_Subgroups.of(predictions[i]) for i in together]
+            matches = self.matcher(
+                [(each.logits, each.boxes) for each in subgroups], seen, repeats=[each.repeats for each in subgroups]
+            )
+            for i, each, match in zip(together, subgroups, matches, strict=True):
+                assigned[i] = each.join(match)
             unknown = [i for i in unknown if views[i] is not seen]
         return assigned
 
@@ -108,7 +117,10 @@ class Criterion(nn.Module):
         return average_across_ranks(positives.to(targets.boxes)).clamp(min=1)
 
     def weight(self, group: str, loss: str) -> float:
-        return self.group_weights.get(group, {}).get(loss, self.weights[loss])
+        exceptions = self.group_weights.get(group, {})
+        if isinstance(exceptions, float):
+            return exceptions * self.weights[loss]
+        return exceptions.get(loss, self.weights[loss])
 
     def _check_groups(self, predictions: Sequence[PredictionSet]) -> None:
         known = {*GROUP_SUFFIXES, *(p.name for p in predictions)}
@@ -118,10 +130,39 @@ class Criterion(nn.Module):
 
     def _check_weights(self) -> None:
         missing = [name for name in self.losses if name not in self.weights]
-        named = set(self.weights).union(*self.group_weights.values())
+        named = set(self.weights).union(*(each for each in self.group_weights.values() if isinstance(each, dict)))
         unknown = sorted(named - {"class", "bbox", "giou"})
         if missing or unknown:
             raise ValueError(f"loss weights are needed for {sorted(self.losses)}: missing {missing}, unknown {unknown}")
+
+
+@dataclass(frozen=True)
+class _Subgroups:
+    """A group's sub-groups as so many more prediction sets, each to be matched by itself.
+
+    logits: (A * G, B, N / G, K). boxes: (A * G, B, N / G, 4). repeats: of the objects in each of them. count: G.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    repeats: int
+    count: int
+
+    @classmethod
+    def of(cls, group: PredictionSet) -> _Subgroups:
+        if not group.subgroup_size:
+            return cls(group.logits, group.boxes, group.repeats, 1)
+        count = group.logits.shape[2] // group.subgroup_size
+        return cls(cls._apart(group.logits, count), cls._apart(group.boxes, count), group.repeats // count, count)
+
+    @staticmethod
+    def _apart(values: Tensor, count: int) -> Tensor:
+        """(A, B, N, C) -> (A * G, B, N / G, C)."""
+        return values.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
+
+    def join(self, target_index: Tensor) -> Tensor:
+        """(A * G, B, N / G) -> (A, B, N)."""
+        return target_index.unflatten(0, (-1, self.count)).transpose(1, 2).flatten(2)
 
 
 def _own_normaliser(loss: Loss, matched: MatchedPredictions, positives: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ class DetectionTransformer(nn.Module):
                 group.target_index,
                 group.repeats,
                 group.target_view,
+                group.subgroup_size,
             )
             for group, group_logits, group_boxes in zip(
                 groups, logits.split(sizes, 2), boxes.split(sizes, 2), strict=True

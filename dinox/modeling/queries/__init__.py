@@ -15,6 +15,8 @@ from dinox.modeling.queries.groups import (
 )
 from dinox.modeling.queries.known_labels import KnownLabelQueries
 from dinox.modeling.queries.matching import (
+    AnchorEmbedding,
+    EmbeddedAnchors,
     EmbeddedProposals,
     LearnedAnchors,
     LearnedContent,
@@ -47,9 +49,11 @@ from dinox.modeling.queries.splits import (
     SplitAtRandom,
     SplitByClass,
 )
+from dinox.modeling.queries.training import TrainingQueries
 
 __all__ = [
     "AnchorBoxes",
+    "AnchorEmbedding",
     "AnchorPoints",
     "CenterShiftAndScale",
     "ClassAgnosticSelection",
@@ -57,6 +61,7 @@ __all__ = [
     "DenoisingNoise",
     "DenoisingQueries",
     "DynamicGroups",
+    "EmbeddedAnchors",
     "EmbeddedBoxes",
     "EmbeddedProposals",
     "FixedGroups",
@@ -81,6 +86,7 @@ __all__ = [
     "SplitAtRandom",
     "SplitByClass",
     "SummedEmbedding",
+    "TrainingQueries",
     "UnknownLabelContent",
     "ZeroContent",
     "proposal_logits",

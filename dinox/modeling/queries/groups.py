@@ -16,7 +16,8 @@ class QueryGroups(nn.Module):
     that is None is left out, and one that returns None (denoising at inference) makes no group.
 
     label_embedding: one that several groups share (DN-DETR: denoising queries and the unknown class of matching
-    queries); reaches them as ``context.label_embedding``. visibility: from the groups to groups with other rules of who
+    queries); reaches them as ``context.label_embedding``. anchor_embedding: likewise, from anchor boxes to positional
+    queries (H-DETR: matching and one-to-many queries). visibility: from the groups to groups with other rules of who
     sees whom; None: their own rules hold (DN-DETR, equation 7). split: in training, which of the batch's objects each
     group learns (:mod:`dinox.modeling.queries.splits`); its maker sees no other ones. None: all groups learn all.
     """
@@ -25,12 +26,14 @@ class QueryGroups(nn.Module):
         self,
         *,
         label_embedding: nn.Module | None = None,
+        anchor_embedding: nn.Module | None = None,
         visibility: Callable[[Sequence[QueryGroup]], list[QueryGroup]] | None = None,
         split: Callable[[QueryContext], Mapping[str, TargetView]] | None = None,
         **makers: nn.Module | None,
     ):
         super().__init__()
         self.label_embedding = label_embedding
+        self.anchor_embedding = anchor_embedding
         self.visibility = visibility
         self.split = split
         self._names = [name for name, maker in makers.items() if maker is not None]
@@ -38,7 +41,9 @@ class QueryGroups(nn.Module):
             self.add_module(name, makers[name])
 
     def forward(self, context: QueryContext) -> list[QueryGroup]:
-        context = dataclasses.replace(context, label_embedding=self.label_embedding)
+        context = dataclasses.replace(
+            context, label_embedding=self.label_embedding, anchor_embedding=self.anchor_embedding
+        )
         views = self._split(context)
         made = [self._make(name, context, views.get(name)) for name in self]
         groups = [group for group in made if group is not None]

@@ -11,6 +11,7 @@
 | static queries, DAB-Deformable-DETR | ``LearnedContent`` | ``LearnedAnchors`` |
 | pure query selection | ``SelectedContent`` | ``SelectedAnchors`` |
 | mixed (DINO, section 3.4) | ``LearnedContent`` | ``SelectedAnchors`` |
+| mixed, of Deformable DETR (H-DETR, Co-DETR) | ``LearnedContent`` | ``EmbeddedAnchors`` of ``SelectedAnchors`` |
 
 The two-stage Deformable DETR makes both of its proposals: ``EmbeddedProposals``.
 
@@ -65,12 +66,21 @@ class LearnedContent(nn.Module):
     """The same learned content queries for every image.
 
     indicator: leave the last channel 0, which says "not a denoising query" where denoising queries say 1. std: of the
-    normal distribution that they start with; None: Xavier-uniform, as in DINO's two repositories.
+    normal distribution that they start with; None: Xavier-uniform, as in DINO's two repositories. num_sets: so many
+    times ``num_queries`` of them, a set for each of a group's sub-groups.
     """
 
-    def __init__(self, *, num_queries: int, embed_dim: int, indicator: bool = False, std: float | None = None):
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        embed_dim: int,
+        indicator: bool = False,
+        std: float | None = None,
+        num_sets: int = 1,
+    ):
         super().__init__()
-        self.embedding = nn.Embedding(num_queries, embed_dim - int(indicator))
+        self.embedding = nn.Embedding(num_sets * num_queries, embed_dim - int(indicator))
         self.indicator = indicator
         if std is None:
             xavier_init(self)
@@ -124,15 +134,17 @@ class SelectedContent(nn.Module):
 class LearnedAnchors(nn.Module):
     """The same learned anchor boxes for every image (DAB-DETR).
 
-    start: "uniform" in the image, within sigmoid(+-3) (DAB-Deformable-DETR), or "normal" logits (DAB-DETR).
+    start: "uniform" in the image, within sigmoid(+-3) (DAB-Deformable-DETR), or "normal" logits (DAB-DETR). num_sets:
+    so many times ``num_queries`` of them, a set for each of a group's sub-groups.
     """
 
-    def __init__(self, *, num_queries: int, start: Literal["uniform", "normal"] = "uniform"):
+    def __init__(self, *, num_queries: int, start: Literal["uniform", "normal"] = "uniform", num_sets: int = 1):
         super().__init__()
         if start not in ("uniform", "normal"):
             raise ValueError(f'start must be "uniform" or "normal", got {start!r}')
-        uniform = inverse_sigmoid(torch.rand(num_queries, 4)).clamp(-ANCHOR_LOGIT_LIMIT, ANCHOR_LOGIT_LIMIT)
-        self.logits = nn.Parameter(uniform if start == "uniform" else torch.randn(num_queries, 4))
+        size = (num_sets * num_queries, 4)
+        uniform = inverse_sigmoid(torch.rand(size)).clamp(-ANCHOR_LOGIT_LIMIT, ANCHOR_LOGIT_LIMIT)
+        self.logits = nn.Parameter(uniform if start == "uniform" else torch.randn(size))
 
     def forward(self, context: QueryContext) -> QueryPlaces:
         return QueryPlaces(self.logits.sigmoid().expand(context.memory.tokens.shape[0], -1, -1))
@@ -163,11 +175,13 @@ class LearnedPositions(nn.Module):
 class LearnedPositionedPoints(nn.Module):
     """Learned positional queries, and anchor points that a small network reads from them: one linear layer in
     Deformable DETR, two in Conditional DETR.
+
+    num_sets: so many times ``num_queries`` of them, a set for each of a group's sub-groups.
     """
 
-    def __init__(self, *, num_queries: int, embed_dim: int, num_layers: int = 1):
+    def __init__(self, *, num_queries: int, embed_dim: int, num_layers: int = 1, num_sets: int = 1):
         super().__init__()
-        self.embedding = nn.Embedding(num_queries, embed_dim)
+        self.embedding = nn.Embedding(num_sets * num_queries, embed_dim)
         self.point_head = MLP(in_dim=embed_dim, hidden_dim=embed_dim, out_dim=2, num_layers=num_layers)
         xavier_init(self.point_head)
         if num_layers == 1:  # Deformable DETR's code
@@ -180,25 +194,64 @@ class LearnedPositionedPoints(nn.Module):
 
 
 class SelectedAnchors(nn.Module):
-    """The boxes of the selected proposals, without gradient, by rank of score."""
+    """The boxes of the selected proposals, without gradient, by rank of score.
 
-    def __init__(self, *, num_queries: int):
+    first: the rank, counted from 0, of the first of them, where better ones belong to another query group. Where an
+    image has fewer tokens than that, there are fewer queries, or none.
+    """
+
+    def __init__(self, *, num_queries: int, first: int = 0):
         super().__init__()
-        self.num_queries = num_queries
+        self.num_queries, self.first = num_queries, first
 
     def forward(self, context: QueryContext) -> QueryPlaces:
         proposals = _proposals(context)
-        available = proposals.anchors.shape[1]
-        if available < min(self.num_queries, max(context.memory.token_counts)):
+        end, available = self.first + self.num_queries, proposals.anchors.shape[1]
+        if available < min(end, max(context.memory.token_counts)):
             raise ValueError(
-                f"{self.num_queries} queries need as many proposals, but query_selection gives {available}: set its "
-                "num_proposals to at least model.num_queries"
+                f"{end} queries need as many proposals, but query_selection gives {available}: set its num_proposals "
+                "to at least model.num_queries, and more_in_training to the number of other queries"
             )
-        padding = proposals.padding_mask
-        return QueryPlaces(
-            proposals.anchors[:, : self.num_queries],
-            padding_mask=None if padding is None else padding[:, : self.num_queries],
-        )
+        ranks, padding = slice(self.first, end), proposals.padding_mask
+        return QueryPlaces(proposals.anchors[:, ranks], padding_mask=None if padding is None else padding[:, ranks])
+
+
+class EmbeddedAnchors(nn.Module):
+    """Anchor boxes with positional queries from the embedding that all query groups share, for decoders that take given
+    ones: mixed query selection of Deformable DETR, where content is learned (H-DETR).
+    """
+
+    def __init__(self, *, anchors: nn.Module):
+        super().__init__()
+        self.anchors = anchors
+
+    def forward(self, context: QueryContext) -> QueryPlaces:
+        if context.anchor_embedding is None:
+            raise ValueError(
+                "EmbeddedAnchors needs an embedding of anchor boxes: set model.query_groups.anchor_embedding to an "
+                "AnchorEmbedding"
+            )
+        places = self.anchors(context)
+        return dataclasses.replace(places, positions=context.anchor_embedding(places.anchors))
+
+
+class AnchorEmbedding(nn.Module):
+    """Anchor boxes -> positional queries: one half of a normed linear map of their sine embedding.
+
+    The other half would be the content queries where those are not learned (``EmbeddedProposals``); it takes part in
+    the norm, as in H-DETR's and Co-DETR's code.
+    """
+
+    def __init__(self, *, embed_dim: int):
+        super().__init__()
+        self.num_features = embed_dim // 2  # per coordinate
+        self.projection = nn.Linear(4 * self.num_features, 2 * embed_dim)
+        self.norm = nn.LayerNorm(2 * embed_dim)
+        xavier_init(self.projection)
+
+    def forward(self, anchors: Tensor) -> Tensor:
+        """(B, N, 4) normalised cxcywh -> (B, N, D)."""
+        return self.norm(self.projection(_box_features(anchors, self.num_features))).chunk(2, dim=-1)[0]
 
 
 class RepeatedAnchors(nn.Module):
@@ -259,11 +312,14 @@ class EmbeddedProposals(nn.Module):
 
     def forward(self, context: QueryContext) -> QueryGroup:
         places = self.anchors(context)
-        features = sine_features(places.anchors.float() * FULL_TURN, self.num_features, ANCHOR_TEMPERATURE)
-        # In the order x, y, w, h: unlike the embedding of anchors elsewhere.
-        embedded = self.norm(self.projection(features.flatten(-2).to(places.anchors.dtype)))  # (B, N, 2 D)
+        embedded = self.norm(self.projection(_box_features(places.anchors, self.num_features)))  # (B, N, 2 D)
         positions, content = embedded.chunk(2, dim=-1)
         return QueryGroup(MATCHING, content, places.anchors, positions, padding_mask=places.padding_mask)
+
+
+def _box_features(boxes: Tensor, num_features: int) -> Tensor:
+    """Sine embedding of boxes (B, N, 4) -> (B, N, 4 F), in the order x, y, w, h: unlike that of anchors elsewhere."""
+    return sine_features(boxes.float() * FULL_TURN, num_features, ANCHOR_TEMPERATURE).flatten(-2).to(boxes.dtype)
 
 
 def _proposals(context: QueryContext) -> Proposals:

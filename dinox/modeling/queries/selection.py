@@ -35,11 +35,15 @@ def proposal_logits(memory: Memory) -> tuple[Tensor, Tensor]:
 
 
 class _TokenHeads(nn.Module):
-    """The encoder's own projection and heads, and the ranking of its tokens."""
+    """The encoder's own projection and heads, and the ranking of its tokens.
 
-    def __init__(self, *, embed_dim: int, num_classes: int, num_proposals: int):
+    num_proposals: how many of the best tokens are proposed. more_in_training: so many of the next best too, for query
+    groups that exist in training alone; the ranking stays one (H-DETR).
+    """
+
+    def __init__(self, *, embed_dim: int, num_classes: int, num_proposals: int, more_in_training: int = 0):
         super().__init__()
-        self.num_proposals = num_proposals
+        self.num_proposals, self.more_in_training = num_proposals, more_in_training
         self.projection = nn.Linear(embed_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim)
         self.class_head = make_class_head(embed_dim=embed_dim, num_classes=num_classes)
@@ -74,11 +78,10 @@ class _TokenHeads(nn.Module):
     @torch.no_grad()
     def _best_tokens(self, scores: Tensor, memory: Memory) -> Tensor:
         """(B, N) indices of the tokens with the highest scores (B, S), in descending order."""
-        count = scores.shape[1]
-        if not self.training:
-            scores = scores.masked_fill(memory.padding_mask, -torch.inf)
-            count = max(memory.token_counts)
-        return scores.topk(fewer(self.num_proposals, count), dim=1).indices
+        if self.training:
+            return scores.topk(min(self.num_proposals + self.more_in_training, scores.shape[1]), dim=1).indices
+        scores = scores.masked_fill(memory.padding_mask, -torch.inf)
+        return scores.topk(fewer(self.num_proposals, max(memory.token_counts)), dim=1).indices
 
     def _padding_mask(self, memory: Memory, selected: Tensor) -> Tensor | None:
         if self.training or min(memory.token_counts) >= selected.shape[1]:
@@ -90,8 +93,9 @@ class QuerySelection(_TokenHeads):
     """Scores all tokens with the encoder's own heads and keeps the ``num_proposals`` best of every image.
 
     Rejected tokens are scored too, with zeroed memory: they share one constant score and can be selected where tokens
-    are few, as in the authors' code. In evaluation padding is never selected: images with fewer tokens than the batch
-    selects get padded queries, so that an image's detections do not depend on its batch.
+    are few, as in the authors' code. The encoder's loss is of ``num_proposals``, also where more are proposed. In
+    evaluation padding is never selected: images with fewer tokens than the batch selects get padded queries, so that an
+    image's detections do not depend on its batch.
     """
 
     def forward(self, memory: Memory, selected: Tensor | None = None) -> Proposals:
@@ -107,8 +111,8 @@ class QuerySelection(_TokenHeads):
         return Proposals(
             features=features.detach(),
             anchors=boxes.detach(),
-            logits=logits,
-            boxes=boxes,
+            logits=logits[:, : self.num_proposals],
+            boxes=boxes[:, : self.num_proposals],
             padding_mask=self._padding_mask(memory, selected),
         )
 

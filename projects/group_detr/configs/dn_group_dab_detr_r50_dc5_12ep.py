@@ -1,0 +1,18 @@
+"""Group-DAB-DETR with denoising, ResNet-50 with dilated res5 (DC5), 12 epochs (DN-DETR, table 3)."""
+
+from detectron2.config import LazyCall as L
+
+from dinox.modeling import UnknownLabelContent
+
+from ....configs.common.models.group_detr import group_weights as _group_weights
+from ....configs.common.models.group_detr import other_groups as _other_groups
+from ...dn_detr.configs.dn_detr_r50_dc5_50ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+model.query_groups.other_groups = _other_groups
+model.query_groups.other_groups.content = L(UnknownLabelContent)()
+model.criterion.group_weights.update(_group_weights)
+
+schedule.epochs = 12
+schedule.drop_epochs = [11]
+
+train.output_dir = "./output/dn_group_dab_detr_r50_dc5_12ep"

@@ -1,0 +1,8 @@
+"""H-Deformable-DETR, ResNet-50, 36 epochs."""
+
+from .h_deformable_detr_r50_12ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+schedule.epochs = 36
+schedule.drop_epochs = [30]
+
+train.output_dir = "./output/h_deformable_detr_r50_36ep"
