@@ -72,6 +72,28 @@ def test_more_objects_than_queries_match_every_query(matcher):
     assert all(len(set(layer.tolist())) == QUERIES for layer in found[:, 0])
 
 
+@pytest.mark.parametrize("repeats", [2, 3, 6])
+def test_repeated_objects_are_matched_as_if_they_stood_in_the_list_so_often(matcher, repeats):
+    """Also where that is more than there are queries (6 x 3 and 3 x 5, but 8 queries)."""
+    (logits, boxes), targets = make_predictions(), make_targets(3, 5)
+    (found,) = matcher([(logits, boxes)], targets, repeats=[repeats])
+    for layer in range(LAYERS):
+        for image, count in enumerate(targets.counts):
+            labels = targets.labels[image, :count].repeat(repeats)
+            target_boxes = targets.boxes[image, :count].repeat(repeats, 1)
+            queries, repeated = linear_sum_assignment(
+                slow_cost(logits[layer, image], boxes[layer, image], labels, target_boxes).numpy()
+            )
+            expected = torch.full((QUERIES,), -1)
+            expected[queries] = torch.from_numpy(repeated) % count
+            assert torch.equal(found[layer, image], expected)
+
+
+def test_every_group_has_its_own_number_of_repeats(matcher):
+    found = matcher([make_predictions(), make_predictions()], make_targets(2, 0), repeats=[1, 3])
+    assert [(index >= 0).sum(-1).tolist() for index in found] == [[[2, 0]] * LAYERS, [[6, 0]] * LAYERS]
+
+
 @pytest.mark.parametrize(("part", "name"), [(0, "logits"), (1, "boxes")])
 def test_a_cost_that_is_not_finite_is_named(matcher, part, name):
     predictions = make_predictions()

@@ -50,10 +50,53 @@ def test_perfect_boxes_cost_nothing():
 
 
 def test_matched_losses_are_divided_by_objects_times_repeats():
-    once = make_criterion()([make_set("some")], make_targets(2, 1))
-    thrice = make_criterion()([make_set("some", repeats=3)], make_targets(2, 1))
-    for key, value in once.items():
-        torch.testing.assert_close(thrice[key] * 3, value)
+    """By hand: the distances of the pairs, times their weight, over 3 objects x 2."""
+    targets, some = make_targets(2, 1), make_set("some", repeats=2)
+    criterion = make_criterion()
+    (index,) = criterion.assign([some], targets)
+    assert (index >= 0).sum().item() == 2 * 3 * 2  # 2 layers
+    losses = criterion([some], targets)
+    for layer, key in enumerate(["loss_bbox_some_0", "loss_bbox_some"]):
+        distance = sum(
+            (some.boxes[layer, image, query] - targets.boxes[image, index[layer, image, query]]).abs().sum()
+            for image in range(2)
+            for query in range(6)
+            if index[layer, image, query] >= 0
+        )
+        torch.testing.assert_close(losses[key], 5 * distance / (3 * 2))
+
+
+def test_repeated_objects_cost_what_a_list_of_repeated_objects_costs():
+    """H-DETR, literally: every object three times in the list of targets, matched one to one."""
+    targets = make_targets(2, 1)
+    literal = Targets.from_lists(
+        [targets.labels[b, :n].repeat(3) for b, n in enumerate(targets.counts)],
+        [targets.boxes[b, :n].repeat(3, 1) for b, n in enumerate(targets.counts)],
+    )
+    expected = make_criterion()([make_set("some")], literal)
+    losses = make_criterion()([make_set("some", repeats=3)], targets)
+    assert losses.keys() == expected.keys()
+    for key, value in losses.items():
+        torch.testing.assert_close(value, expected[key])
+
+
+def test_subgroups_are_matched_by_themselves():
+    """Three groups of two queries: the losses are the mean of those of three models that have one group each."""
+    targets, together = make_targets(2, 1), make_set("others", repeats=3, subgroup_size=2)
+    apart = [
+        make_criterion()([PredictionSet("others", together.logits[:, :, rows], together.boxes[:, :, rows])], targets)
+        for rows in (slice(0, 2), slice(2, 4), slice(4, 6))
+    ]
+    for key, value in make_criterion()([together], targets).items():
+        torch.testing.assert_close(value, sum(losses[key] for losses in apart) / 3)
+
+
+def test_a_group_may_have_a_factor_for_all_of_its_losses():
+    sets = [make_set(), make_set("one_to_many", repeats=2)]
+    plain = make_criterion()(sets, make_targets(1, 2))
+    halved = make_criterion(group_weights={"one_to_many": 0.5})(sets, make_targets(1, 2))
+    for key, value in halved.items():
+        torch.testing.assert_close(value, plain[key] * (0.5 if "one_to_many" in key else 1.0))
 
 
 def test_losses_of_known_targets_are_divided_by_their_positives():
