@@ -8,6 +8,7 @@ from dinox.modeling.queries.denoising import (
     DynamicGroups,
     FixedGroups,
     LabelEmbedding,
+    SameRangeBoxNoise,
 )
 from dinox.modeling.queries.groups import (
     FullVisibility,
@@ -76,6 +77,7 @@ __all__ = [
     "QueryPlaces",
     "QuerySelection",
     "RepeatedAnchors",
+    "SameRangeBoxNoise",
     "SelectedAnchors",
     "SelectedContent",
     "SplitAtRandom",
