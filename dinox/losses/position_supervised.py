@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dinox.losses.focal import quality_focal_loss
 from dinox.structures import MatchedPredictions, Targets, box_iou, cxcywh_to_xyxy
@@ -40,7 +41,7 @@ def largest_iou(boxes: Tensor, targets: Targets) -> Tensor:
     with torch.no_grad():
         wanted = cxcywh_to_xyxy(targets.boxes.to(boxes))[:, None]  # (B, 1, M, 4)
         iou, _ = box_iou(cxcywh_to_xyxy(boxes)[..., None, :], wanted)  # (A, B, N, M)
-        return (iou * targets.valid[:, None]).amax(dim=(2, 3))
+        return _largest((iou * targets.valid[:, None]).amax(-1))
 
 
 def position_targets(
@@ -67,7 +68,7 @@ def rescale_targets(targets: Tensor, highest: Tensor) -> Tensor:
     targets: (A, B, N), 0 where background. highest: (A, B), or one that broadcasts. Images whose targets are all 0 keep
     them.
     """
-    factor = highest / (targets.amax(-1) + _RESCALE_EPS)
+    factor = highest / (_largest(targets) + _RESCALE_EPS)
     return targets * factor.clamp(min=1)[..., None]
 
 
@@ -135,6 +136,11 @@ class QualityFocalLoss:
     def __call__(self, matched: MatchedPredictions) -> Tensor:
         """Returns (A,): one sum per prediction set."""
         return _loss_towards(matched, matched_iou(matched), alpha=None, gamma=self.gamma)
+
+
+def _largest(values: Tensor) -> Tensor:
+    """(..., N), not negative -> (...); 0 where there are no queries (denoising without objects)."""
+    return F.pad(values, (0, 1)).amax(-1)
 
 
 def _loss_towards(matched: MatchedPredictions, quality: Tensor, *, alpha: float | None, gamma: float) -> Tensor:

@@ -162,6 +162,15 @@ def test_an_image_without_objects_is_all_background(loss):
     assert (gradient > 0).all()
 
 
+def test_a_group_without_queries_has_loss_0():
+    """Denoising of a batch without objects."""
+    targets = Targets.from_lists([torch.zeros(0).long()] * 2, [torch.zeros(0, 4)] * 2)
+    logits, boxes = torch.zeros(3, 2, 0, 2, requires_grad=True), torch.zeros(3, 2, 0, 4)
+    matched = MatchedPredictions.pair(logits, boxes, torch.zeros(3, 2, 0).long(), targets)
+    for loss in (PositionSupervisedLoss(), PositionSupervisedLoss(rescale="one"), QualityFocalLoss()):
+        assert loss(matched).tolist() == [0.0, 0.0, 0.0] and loss(matched).requires_grad
+
+
 def test_objects_of_the_same_class_have_targets_of_their_own():
     matched = make_matched([box_of_iou(0.5), box_of_iou(0.9), ELSEWHERE], [1, 0, -1], num_objects=2)
     targets = PositionSupervisedLoss(rescale=None).targets(matched).flatten().tolist()
