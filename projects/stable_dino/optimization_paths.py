@@ -9,8 +9,8 @@ the last decoder layer, weight included.
 
 DINO encourages whichever is matched, and so has two optimisation paths; with stable matching B is not encouraged even
 if it is matched, and there is one. That takes a second object in the image, here one that prediction C has found:
-targets are scaled up until the image's best is its largest IoU, so that the target of an object that is alone there does
-not tell A from B. The last row shows it.
+targets are scaled up until the best of the image is its largest IoU, so that the target of an object that is alone
+there does not tell A from B. The last row shows it.
 """
 
 from __future__ import annotations
