@@ -6,7 +6,13 @@ from dinox.layers.attention import (
     MemoryAttention,
     QuerySelfAttention,
 )
-from dinox.layers.box_noise import BoxNoiseDraws, CenterShiftAndScale, ContrastiveBoxNoise, draw_box_noise
+from dinox.layers.box_noise import (
+    BoxNoiseDraws,
+    CenterShiftAndScale,
+    ContrastiveBoxNoise,
+    SameRangeBoxNoise,
+    draw_box_noise,
+)
 from dinox.layers.decoder_layer import DecoderLayer
 from dinox.layers.deformable_attention import DeformableAttention
 from dinox.layers.encoder_layer import EncoderLayer
@@ -36,6 +42,7 @@ __all__ = [
     "QuerySelfAttention",
     "RowColumnAttention",
     "RowColumnPositions",
+    "SameRangeBoxNoise",
     "SinePositionEmbedding",
     "draw_box_noise",
     "make_box_head",

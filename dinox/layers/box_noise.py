@@ -74,6 +74,27 @@ class ContrastiveBoxNoise:
         """boxes: (B, 1, M, 4) normalised cxcywh -> (B, C, M, 4), positives and negatives alternating along C."""
         reach = noise.magnitude * self.lambda1
         reach[:, 1::2] = self.lambda1 + noise.magnitude[:, 1::2] * (self.lambda2 - self.lambda1)
-        half_size = boxes[..., 2:].repeat(1, 1, 1, 2) * 0.5
-        corners = cxcywh_to_xyxy(boxes) + noise.sign * reach * half_size
-        return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(0, 1)
+        return _move_corners(boxes, noise.sign * reach)
+
+
+class SameRangeBoxNoise:
+    """Stable-DINO's box noise as its authors released it: contrastive denoising without the offset of the negatives, so
+    that every corner coordinate of both moves by up to ``scale`` half sizes.
+    """
+
+    halves = 2
+
+    def __init__(self, *, scale: float = 1.0):
+        check_range("scale", scale, 0)
+        self.scale = scale
+
+    def __call__(self, boxes: Tensor, noise: BoxNoiseDraws) -> Tensor:
+        """boxes: (B, 1, M, 4) normalised cxcywh -> (B, C, M, 4), positives and negatives alternating along C."""
+        return _move_corners(boxes, noise.sign * noise.magnitude * self.scale)
+
+
+def _move_corners(boxes: Tensor, shift: Tensor) -> Tensor:
+    """boxes: (B, 1, M, 4) cxcywh; shift: (B, C, M, 4) of the corner coordinates, in half sizes -> (B, C, M, 4)."""
+    half_size = boxes[..., 2:].repeat(1, 1, 1, 2) * 0.5
+    corners = cxcywh_to_xyxy(boxes) + shift * half_size
+    return xyxy_to_cxcywh(corners.clamp(0, 1)).clamp(0, 1)

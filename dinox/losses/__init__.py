@@ -1,7 +1,30 @@
 """Loss parts: each takes matched predictions and returns one sum per prediction set; the criterion weighs and names."""
 
 from dinox.losses.box import GIoULoss, L1Loss
+from dinox.losses.by_group import LossByGroup
 from dinox.losses.focal import FocalLoss, quality_focal_loss, sigmoid_focal_loss
+from dinox.losses.position_supervised import (
+    PositionSupervisedLoss,
+    QualityFocalLoss,
+    largest_iou,
+    matched_iou,
+    position_targets,
+    rescale_targets,
+)
 from dinox.losses.softmax import SoftmaxLoss
 
-__all__ = ["FocalLoss", "GIoULoss", "L1Loss", "SoftmaxLoss", "quality_focal_loss", "sigmoid_focal_loss"]
+__all__ = [
+    "FocalLoss",
+    "GIoULoss",
+    "L1Loss",
+    "LossByGroup",
+    "PositionSupervisedLoss",
+    "QualityFocalLoss",
+    "SoftmaxLoss",
+    "largest_iou",
+    "matched_iou",
+    "position_targets",
+    "quality_focal_loss",
+    "rescale_targets",
+    "sigmoid_focal_loss",
+]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dinox.structures.queries import MATCHING
 from dinox.structures.targets import Targets, TargetView
 
 BACKGROUND = -1  # in target_index: this prediction has no object
@@ -59,6 +60,7 @@ class MatchedPredictions:
     positive: (A, B, N) bool. labels: (A, B, N) int64, K where background.
     target_boxes: (A, B, N, 4) normalised cxcywh; equal to the prediction (detached) where background, so that every
     distance is finite and zero there.
+    targets: all objects that these predictions were assigned from. group: whose predictions these are.
     """
 
     logits: Tensor
@@ -66,16 +68,20 @@ class MatchedPredictions:
     positive: Tensor
     labels: Tensor
     target_boxes: Tensor
+    targets: Targets
+    group: str = MATCHING
 
     @classmethod
-    def pair(cls, logits: Tensor, boxes: Tensor, target_index: Tensor, targets: Targets) -> MatchedPredictions:
+    def pair(
+        cls, logits: Tensor, boxes: Tensor, target_index: Tensor, targets: Targets, *, group: str = MATCHING
+    ) -> MatchedPredictions:
         """target_index: (A, B, N) int64 into the targets of the same image, -1 = background."""
         positive = target_index != BACKGROUND
         index = target_index.clamp(min=0).flatten(2)  # (A, B, N)
         images = torch.arange(index.shape[1], device=index.device)[None, :, None]
         labels = torch.where(positive, targets.labels[images, index], logits.shape[-1])
         target_boxes = torch.where(positive[..., None], targets.boxes[images, index].to(boxes), boxes.detach())
-        return cls(logits, boxes, positive, labels, target_boxes)
+        return cls(logits, boxes, positive, labels, target_boxes, targets, group)
 
     def one_hot_labels(self) -> Tensor:
         """(A, B, N, K) float, all zero where background."""

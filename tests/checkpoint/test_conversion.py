@@ -38,6 +38,8 @@ DN_DETR = {
     "ideadn_dn_dab_deformable_detr_r50_transformer_activation_relu": "dn_detr/dn_deformable_detr_r50_50ep",
     "ideadn_dn_dab_deformable_detr_deformable_encoder_only_r50": "dn_detr/dn_deformable_encoder_detr_r50_50ep",
 }
+STABLE_DINO = {"stabledino_r50_4scale": "stable_dino/stable_dino_r50_4scale_12ep"}
+WRITTEN = [(keys, source) for source, lists in (("detrex", DETREX), ("stable-dino", STABLE_DINO)) for keys in lists]
 CLASS_WEIGHTS = "criterion.empty_weight"
 """The one tensor of a checkpoint that has no counterpart: it is made anew."""
 
@@ -70,16 +72,20 @@ def test_published_detrex_checkpoints_fill_the_model_exactly(keys, config):
 
 @pytest.mark.parametrize(
     ("keys", "config", "source"),
-    [*((*pair, "dino") for pair in DINO.items()), *((*pair, "dn-detr") for pair in DN_DETR.items())],
+    [
+        *((*pair, "dino") for pair in DINO.items()),
+        *((*pair, "dn-detr") for pair in DN_DETR.items()),
+        *((*pair, "stable-dino") for pair in STABLE_DINO.items()),
+    ],
 )
 def test_published_official_checkpoints_fill_the_model_exactly(keys, config, source):
     assert shapes(convert(published(keys), source=source)) == model_shapes(config)
 
 
-@pytest.mark.parametrize("keys", DETREX)
-def test_to_dinox_and_back_gives_detrex_every_tensor_under_every_name(keys):
+@pytest.mark.parametrize(("keys", "source"), WRITTEN)
+def test_to_dinox_and_back_gives_every_tensor_under_every_name(keys, source):
     weights = published(keys, make=fill)
-    back = convert(convert(weights, "detrex"), "dinox", "detrex")
+    back = convert(convert(weights, source), "dinox", source)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in weights.items())
     for alias, key in load_json("keys", keys)["shared_storage_alias_of"].items():
@@ -90,7 +96,7 @@ def test_to_dinox_and_back_gives_detrex_every_tensor_under_every_name(keys):
 def test_what_detrex_can_hold_has_one_format_there(config):
     with torch.device("meta"):
         weights = instantiate(load_config(config).model).state_dict()
-    written = [entry for entry in FORMATS if entry.write]
+    written = [entry for entry in FORMATS if entry.source == "detrex" and entry.write]
     unknown = [len(to_theirs(entry.write(weights), entry.table(entry.write(weights))).unknown) for entry in written]
     assert unknown.count(0) == 1
 
@@ -109,6 +115,18 @@ def test_detrex_cannot_be_given_what_it_has_no_name_for():
     model = build_small("dino/ablation_static_queries")
     with pytest.raises(ValueError, match=r"detrex's DINO has no counterpart of 1 of .*matching\.anchors\.logits"):
         convert(model.state_dict(), "dinox", "detrex")
+
+
+def test_fused_memory_is_stable_dinos_alone():
+    """A linear layer and a norm, which detrex's DINO has no names for."""
+    published_names = {
+        f"transformer.encoder.fusion_layer.{i}.{x}": torch.zeros(1) for i in (0, 1) for x in ("weight", "bias")
+    }
+    ours = convert(published_names, "stable-dino")
+    assert set(ours) == {f"encoder.fusion.{part}.{x}" for part in ("projection", "norm") for x in ("weight", "bias")}
+    assert convert(ours, "dinox", "stable-dino").keys() == published_names.keys()
+    with pytest.raises(ValueError, match="no counterpart of 4 of"):
+        convert(ours, "dinox", "detrex")
 
 
 @pytest.mark.parametrize("name", ["dino", "dn-detr"])
@@ -221,7 +239,7 @@ def test_an_unknown_source_is_an_error_with_a_suggestion(name, meant):
 
 @pytest.mark.parametrize(
     ("keys", "source"),
-    [(keys, source) for source, lists in (("detrex", DETREX), ("dino", DINO), ("dn-detr", DN_DETR)) for keys in lists],
+    [*WRITTEN, *((keys, source) for source, lists in (("dino", DINO), ("dn-detr", DN_DETR)) for keys in lists)],
 )
 def test_the_source_shows_in_the_names(keys, source):
     assert guess_source(published(keys)) == source

@@ -58,6 +58,26 @@ def test_a_file_of_detrex_gets_the_settings_that_it_was_made_with(dinox, tmp_pat
     assert torch.equal(logits(again), logits(model))
 
 
+def test_a_file_of_stable_dinos_authors_gets_detrexs_settings_and_goes_back(dinox, tmp_path):
+    """Into a config that has those of DINO's paper; our config of Stable-DINO has detrex's."""
+    config = "dino/dino_r50_4scale_12ep"
+    there = {POSITION + "temperature=10000", POSITION + "offset=-0.5", "model.heads.shared=False"}
+    model = build(config, *there)
+    torch.save({"model": convert(model.state_dict(), "dinox", "stable-dino")}, tmp_path / "theirs.pth")
+    output, again = tmp_path / "dinox.pth", tmp_path / "again.pth"
+    arguments = ["convert", tmp_path / "theirs.pth", output, "--from", "stable-dino", "--config-file", config, *SMALL]
+    code, out, err = dinox(*arguments)
+    assert (code, err) == (0, "")
+    assert "IDEA-Research's Stable-DINO" in out
+    assert {line.rpartition(": ")[2] for line in out.splitlines() if "set, as there" in line} == there
+    loaded = instantiate(read_description(str(output)).config.model).eval()
+    load_weights(loaded, str(output), purpose="evaluate")
+    assert torch.equal(logits(loaded), logits(model))
+    assert dinox("convert", output, again, "--to", "stable-dino")[0] == 0
+    theirs, back = (torch.load(file, weights_only=True)["model"] for file in (tmp_path / "theirs.pth", again))
+    assert back.keys() == theirs.keys() and all(torch.equal(back[name], theirs[name]) for name in theirs)
+
+
 def test_what_nothing_sets_in_detrex_is_said(dinox, tmp_path):
     config = "dab_detr/dab_detr_r50_50ep"
     torch.save(build(config).state_dict(), tmp_path / "dinox.pth")

@@ -10,6 +10,7 @@ from dinox.modeling import (
     DynamicGroups,
     FixedGroups,
     LabelEmbedding,
+    SameRangeBoxNoise,
 )
 from dinox.structures import QueryContext, Targets, cxcywh_to_xyxy
 
@@ -67,6 +68,18 @@ def test_contrastive_noise_moves_positives_less_than_negatives():
     assert share[:, 0].max() <= 0.4 + 1e-3
     assert share[:, 1].min() >= 0.4 - 1e-3
     assert share[:, 1].max() <= 0.8 + 1e-3
+
+
+def test_without_the_offset_negatives_move_as_little_as_positives():
+    """The released Stable-DINO: both halves within the scale, in 240 coordinates each also below a fifth of it."""
+    targets = make_targets(4)
+    group = make_group(targets, box_noise=SameRangeBoxNoise(scale=0.5), groups=FixedGroups(num_groups=20))
+    moved = (cxcywh_to_xyxy(group.anchors.view(20, 2, 4, 4)) - cxcywh_to_xyxy(targets.boxes)).abs()
+    share = moved / (targets.boxes[..., 2:].repeat(1, 1, 2) / 2)
+    assert share.max() <= 0.5 + 1e-3
+    for half in (0, 1):
+        assert share[:, half].min() < 0.1 and share[:, half].max() > 0.4
+    assert (group.target_index.view(20, 2, 4) == torch.tensor([[0, 1, 2, 3], [-1] * 4])).all()
 
 
 def test_center_shifting_keeps_the_centre_in_the_box_and_scaling_keeps_the_size_in_range():

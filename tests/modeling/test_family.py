@@ -18,6 +18,8 @@ BASES = [
     "deformable_detr/deformable_detr_r50_50ep",
     "deformable_detr/deformable_detr_r50_with_box_refinement_50ep",
     "deformable_detr/deformable_detr_r50_two_stage_50ep",
+    "stable_dino/stable_deformable_detr_r50_12ep",
+    "stable_dino/stable_dab_deformable_detr_r50_12ep",
 ]
 DINOS = ["dino/dino_r50_4scale_12ep", "dino/ablation_pure_selection", "dino/ablation_static_queries"]
 WITH_DENOISING = [
@@ -32,6 +34,8 @@ WITH_DENOISING = [
     "dn_detr/dn_deformable_detr_two_stage_r50_50ep",
     "dn_detr/dn_dab_deformable_detr_two_stage_r50_50ep",
     "dn_detr/dino_dn_r50_4scale_12ep",
+    "stable_dino/stable_dino_r50_4scale_12ep",
+    "stable_dino/stable_dino_r50_4scale_12ep_released",
 ]
 
 

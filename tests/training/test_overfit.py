@@ -49,6 +49,8 @@ DETECTORS = {
     "dino/dino_r50_5scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
     "dino/ablation_pure_selection": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
     "dino/ablation_static_queries": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
+    "stable_dino/stable_dino_r50_4scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
+    "stable_dino/stable_dab_deformable_detr_r50_12ep": SEVERAL_LEVELS,
     "dn_detr/dino_dn_r50_4scale_12ep": SEVERAL_LEVELS,
     "dn_detr/dino_without_dn_r50_4scale_12ep": SEVERAL_LEVELS,
     "deformable_detr/deformable_detr_r50_50ep": SEVERAL_LEVELS,

@@ -50,9 +50,9 @@ def convert(
         state_dict: the weights (of a ``{"model": ...}`` file: that entry).
         source: whose they are: "detrex" (its DETR, Conditional DETR, Anchor DETR, DAB-DETR, DN-DETR, Deformable DETR,
             DAB- and DN-Deformable-DETR and DINO; where heads are separate by layer, load into a model with
-            ``heads.shared=False``), "dino" and "dn-detr" (those of their authors, IDEA-Research), "dinox", or for
-            ResNets "torchvision", "timm" and "detectron2" (Caffe2's names are taken too).
-        target: "dinox", or "detrex".
+            ``heads.shared=False``), "dino", "dn-detr" and "stable-dino" (those of their authors, IDEA-Research),
+            "dinox", or for ResNets "torchvision", "timm" and "detectron2" (Caffe2's names are taken too).
+        target: "dinox", "detrex" or "stable-dino".
         category_ids: for "dino" and "dn-detr", whose class rows are category ids: the ids of the classes, in the order
             of the new classes. By default the 80 of COCO if there are 91 rows, else every row is a class.
 

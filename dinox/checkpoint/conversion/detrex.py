@@ -244,3 +244,12 @@ def dab_deformable_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
 
 def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
     return (*_deformable_parts(weights), *DINO_PARTS)
+
+
+def stable_dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
+    """Stable-DINO's authors built on detrex's DINO; a linear layer and a norm fuse the memory of all encoder layers."""
+    return (
+        *dino_table(weights),
+        Rename("transformer.encoder.fusion_layer.0.{affine}", "encoder.fusion.projection.{affine}"),
+        Rename("transformer.encoder.fusion_layer.1.{affine}", "encoder.fusion.norm.{affine}"),
+    )

@@ -105,7 +105,7 @@ def convert_file(
         cfg: of the model that the weights are for. Keys in which the source's models differ are set in it.
         cfg_origin: what messages call it; by default the one in the file at ``path``.
         source, category_ids: see ``convert``; source None: told by the names.
-        target: "dinox", or "detrex".
+        target: "dinox", "detrex" or "stable-dino".
         fixed: keys of ``cfg`` to leave as they are.
         ema: take the averaged weights in the file.
         partial: write what fits, though the model needs more or the file holds more.

@@ -147,6 +147,13 @@ FORMATS: Sequence[Format] = (
         class_rows=dino.class_rows,
         unknown_row=True,
     ),
+    Format(
+        source="stable-dino",
+        name="IDEA-Research's Stable-DINO",
+        table=detrex.stable_dino_table,
+        settings=_DETREX_LEVELS,
+        write=repeat_shared_heads,
+    ),
     Format(source="torchvision", name="torchvision's ResNet", table=backbones.torchvision_table, is_backbone=True),
     Format(source="timm", name="timm's ResNet", table=backbones.torchvision_table, is_backbone=True),
     Format(

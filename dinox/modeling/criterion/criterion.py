@@ -28,9 +28,10 @@ class Criterion(nn.Module):
 
     matcher: called as ``matcher([(logits, boxes), ...], targets, repeats=[...])`` for the groups whose targets are not
     known by construction, once for all that learn the same objects; sub-groups are matched by themselves. class_loss,
-    bbox_loss, giou_loss: parts of :mod:`dinox.losses`, ``None`` leaves one out. weights: by loss ("class", "bbox",
-    "giou"). group_weights: exceptions, by group and loss; or, by group, a factor for all of its losses. A group's
-    losses are divided by its positives, but for a loss that has a ``normaliser(matched)`` -> (A,) of its own.
+    bbox_loss, giou_loss: parts of :mod:`dinox.losses`, ``None`` leaves one out; ``LossByGroup`` makes one differ by
+    group. weights: by loss ("class", "bbox", "giou"). group_weights: exceptions, by group and loss; or, by group, a
+    factor for all of its losses. A group's losses are divided by its positives, but for a loss whose
+    ``normaliser(matched)`` returns another divisor, (A,), and not None.
 
     Keys: ``loss_class`` for the last decoder layer, ``loss_class_0`` ... for the earlier ones, ``loss_class_enc`` for
     the encoder's proposals, ``loss_class_dn``, ``loss_class_dn_0`` ... for denoising, ``_<group>`` for other groups;
@@ -66,7 +67,7 @@ class Criterion(nn.Module):
             losses = {}
             views = self.view(predictions, targets)
             for group, seen, target_index in zip(predictions, views, self.assign(predictions, targets), strict=True):
-                matched = MatchedPredictions.pair(group.logits, group.boxes, target_index, seen)
+                matched = MatchedPredictions.pair(group.logits, group.boxes, target_index, seen, group=group.name)
                 positives = self.count_positives(group, seen)
                 for name, loss in self.losses.items():
                     normaliser = _own_normaliser(loss, matched, positives)
@@ -124,9 +125,11 @@ class Criterion(nn.Module):
 
     def _check_groups(self, predictions: Sequence[PredictionSet]) -> None:
         known = {*GROUP_SUFFIXES, *(p.name for p in predictions)}
-        unknown = sorted(self.group_weights.keys() - known)
-        if unknown:
-            raise ValueError(f"group_weights: there is no query group {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
+        named = {"group_weights": set(self.group_weights)}
+        named |= {f"{name}_loss": set(getattr(loss, "groups", ())) for name, loss in self.losses.items()}
+        for argument, groups in named.items():
+            for group in sorted(groups - known):
+                raise ValueError(f"{argument}: there is no query group {group!r}.{did_you_mean(group, known)}")
 
     def _check_weights(self) -> None:
         missing = [name for name in self.losses if name not in self.weights]
@@ -167,9 +170,10 @@ class _Subgroups:
 
 def _own_normaliser(loss: Loss, matched: MatchedPredictions, positives: Tensor) -> Tensor:
     """What this loss is divided by: (A,) or a scalar, averaged over ranks."""
-    if not hasattr(loss, "normaliser"):
+    own = loss.normaliser(matched) if hasattr(loss, "normaliser") else None
+    if own is None:
         return positives
-    return average_across_ranks(loss.normaliser(matched)).clamp(min=torch.finfo(matched.boxes.dtype).eps)
+    return average_across_ranks(own).clamp(min=torch.finfo(matched.boxes.dtype).eps)
 
 
 def _in_float32(predictions: PredictionSet) -> PredictionSet:

@@ -8,6 +8,7 @@ from dinox.modeling.queries.denoising import (
     DynamicGroups,
     FixedGroups,
     LabelEmbedding,
+    SameRangeBoxNoise,
 )
 from dinox.modeling.queries.groups import (
     FullVisibility,
@@ -81,6 +82,7 @@ __all__ = [
     "QueryPlaces",
     "QuerySelection",
     "RepeatedAnchors",
+    "SameRangeBoxNoise",
     "SelectedAnchors",
     "SelectedContent",
     "SplitAtRandom",

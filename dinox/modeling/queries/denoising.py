@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dinox.layers import CenterShiftAndScale, ContrastiveBoxNoise, draw_box_noise
+from dinox.layers import CenterShiftAndScale, ContrastiveBoxNoise, SameRangeBoxNoise, draw_box_noise
 from dinox.modeling.queries.placement import AnchorBoxes
 from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, Targets, inverse_sigmoid
 from dinox.utils.distributed import max_across_ranks
@@ -95,10 +95,11 @@ class DenoisingQueries(nn.Module):
     """Makes the query group "denoising" in training. At inference it exists where objects are known: their boxes and
     labels as they are, once; images that know fewer than others get padded slots, which nobody attends to.
 
-    label_embedding: labels -> content; None: the one that all query groups share. box_noise: ``CenterShiftAndScale`` or
-    ``ContrastiveBoxNoise``. groups: ``FixedGroups`` or ``DynamicGroups``. flip_probability: of every label, to a class
-    drawn uniformly (DN-DETR: gamma = 0.2; DINO's "label noise ratio" 0.5 is a probability of 0.25 in the released
-    code). max_queries: hard cap of the group; images with more objects than fit are subsampled, with one warning.
+    label_embedding: labels -> content; None: the one that all query groups share. box_noise: ``CenterShiftAndScale``,
+    ``ContrastiveBoxNoise`` or ``SameRangeBoxNoise``. groups: ``FixedGroups`` or ``DynamicGroups``. flip_probability: of
+    every label, to a class drawn uniformly (DN-DETR: gamma = 0.2; DINO's "label noise ratio" 0.5 is a probability of
+    0.25 in the released code). max_queries: hard cap of the group; images with more objects than fit are subsampled,
+    with one warning.
     placement: from content and noised boxes to what the decoder takes (:mod:`dinox.modeling.queries.placement`); None:
     the boxes are the anchors.
     """
@@ -108,7 +109,7 @@ class DenoisingQueries(nn.Module):
         *,
         num_classes: int,
         label_embedding: nn.Module | None,
-        box_noise: CenterShiftAndScale | ContrastiveBoxNoise,
+        box_noise: CenterShiftAndScale | ContrastiveBoxNoise | SameRangeBoxNoise,
         groups: FixedGroups | DynamicGroups,
         flip_probability: float = 0.25,
         max_queries: int = 400,

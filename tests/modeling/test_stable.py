@@ -1,0 +1,82 @@
+"""Stable matching with every denoising: whatever the slots allow builds and trains a step."""
+
+import itertools
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
+
+from dinox.config import load_config
+from dinox.losses import FocalLoss, LossByGroup, PositionSupervisedLoss
+from dinox.matching import FocalCost, PositionModulatedCost, ReleasedPositionModulatedCost
+from dinox.modeling import CenterShiftAndScale, ContrastiveBoxNoise, SameRangeBoxNoise
+
+from ..small_models import DINO, SMALL, assert_trains_one_step, build_small, loss_keys, make_input
+
+STABLE = "stable_dino/stable_dino_r50_4scale_12ep"
+
+CLASS_LOSSES = {
+    "position_supervised": L(PositionSupervisedLoss)(),
+    "focal": L(FocalLoss)(),
+    "focal_denoising": L(LossByGroup)(otherwise=L(PositionSupervisedLoss)(), denoising=L(FocalLoss)()),
+}
+CLASS_COSTS = {
+    "modulated": L(PositionModulatedCost)(),
+    "released": L(ReleasedPositionModulatedCost)(),
+    "plain": L(FocalCost)(),
+}
+BOX_NOISE = {
+    "contrastive": L(ContrastiveBoxNoise)(),
+    "same_range": L(SameRangeBoxNoise)(),
+    "denoising": L(CenterShiftAndScale)(),
+    "none": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("class_loss", "class_cost", "box_noise"), list(itertools.product(CLASS_LOSSES, CLASS_COSTS, BOX_NOISE))
+)
+def test_every_combination_trains_a_step(class_loss, class_cost, box_noise):
+    model = load_config(DINO, [*SMALL, "model.encoder.num_layers=1", "model.decoder.num_layers=2"]).model
+    model.criterion.class_loss = CLASS_LOSSES[class_loss]
+    model.criterion.matcher.class_cost = CLASS_COSTS[class_cost]
+    if box_noise == "none":
+        model.query_groups.denoising = None
+    else:
+        model.query_groups.denoising.box_noise = BOX_NOISE[box_noise]
+    torch.manual_seed(0)
+    losses = assert_trains_one_step(instantiate(model).train(), [make_input(40, 48, 2), make_input(32, 32, 0)])
+    assert losses.keys() == loss_keys(2, groups=("",) if box_noise == "none" else ("", "_dn"))
+
+
+def test_the_class_loss_weighs_6_and_1_in_denoising():
+    criterion = build_small(STABLE).criterion
+    assert [criterion.weight(group, "class") for group in ("matching", "encoder", "denoising")] == [6.0, 6.0, 1.0]
+    assert [criterion.weight("denoising", loss) for loss in ("bbox", "giou")] == [5.0, 2.0]
+    assert criterion.matcher.costs["class_cost"].weight == 2.0
+
+
+def test_denoising_can_keep_the_focal_loss():
+    """Losses of matching and encoder are those of the position-supervised loss, those of denoising DINO's."""
+    inputs = [make_input(64, 96, 3)]
+
+    def losses_with(class_loss):
+        model = build_small(STABLE, "model.criterion.group_weights={}")
+        model.criterion.losses["class"] = class_loss
+        torch.manual_seed(7)
+        return model(inputs)
+
+    both = losses_with(LossByGroup(otherwise=PositionSupervisedLoss(), denoising=FocalLoss()))
+    stable, focal = losses_with(PositionSupervisedLoss()), losses_with(FocalLoss())
+    for key, value in both.items():
+        assert torch.equal(value, (focal if "_dn" in key else stable)[key]), key
+    assert not torch.equal(stable["loss_class_dn"], focal["loss_class_dn"])
+    assert not torch.equal(stable["loss_class"], focal["loss_class"])
+
+
+def test_a_loss_of_a_group_that_nobody_has_is_an_error():
+    model = build_small(STABLE)
+    model.criterion.losses["class"] = LossByGroup(otherwise=FocalLoss(), denosing=FocalLoss())
+    with pytest.raises(ValueError, match=r"class_loss: there is no query group 'denosing'\. Did you mean 'denoising'"):
+        model([make_input(64, 96, 1)])
