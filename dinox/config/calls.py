@@ -161,3 +161,10 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         dotted = f"{prefix}.{key}" if prefix else key
         yield dotted, value
         yield from walk(value, dotted)
+
+
+def detections_key(cfg: DictConfig) -> str:
+    """Of how many detections a config's model gives: its post-processing's own, or that of the ranking within."""
+    own, of_ranking = "model.postprocess.num_detections", "model.postprocess.ranking.num_detections"
+    given = [OmegaConf.select(cfg, key, throw_on_resolution_failure=False) is not None for key in (own, of_ranking)]
+    return of_ranking if given == [False, True] else own
