@@ -165,6 +165,15 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def detections_key(cfg: DictConfig) -> str:
     """Of how many detections a config's model gives: its post-processing's own, or that of the ranking within."""
-    own, of_ranking = "model.postprocess.num_detections", "model.postprocess.ranking.num_detections"
-    given = [OmegaConf.select(cfg, key, throw_on_resolution_failure=False) is not None for key in (own, of_ranking)]
-    return of_ranking if given == [False, True] else own
+    node = OmegaConf.select(cfg, "model.postprocess", throw_on_resolution_failure=False)
+    known = parameters(node) or {}
+    within = "ranking" in known and "num_detections" not in known
+    return f"model.postprocess{'.ranking' if within else ''}.num_detections"
+
+
+def innermost_evaluator(cfg: DictConfig) -> Any:
+    """The node of the evaluator that knows the dataset, which others may be wrapped around."""
+    node = cfg.dataloader.evaluator
+    while isinstance(node, DictConfig) and isinstance(node.get("evaluator"), DictConfig):
+        node = node.evaluator
+    return node

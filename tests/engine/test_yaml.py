@@ -204,14 +204,6 @@ def test_the_number_of_detections_is_the_yamls_if_it_says_one(tmp_path):
         build_model(both)
 
 
-def test_the_number_of_detections_before_nms_is_the_yamls(tmp_path):
-    """NMS gives no number of detections but leaves some out of those of the ranking within."""
-    ranking = "{_target_: dinox.modeling.TopKDetections, num_detections: 30}"
-    nms = f"{{_target_: dinox.modeling.ClassNMS, ranking: {ranking}}}"
-    model = build_model(make_cfg(tmp_path, "TEST.DETECTIONS_PER_IMAGE", 7, overrides=[f"model.postprocess={nms}"]))
-    assert model.postprocess.ranking.num_detections == 7
-
-
 @pytest.mark.parametrize(
     "key, value",
     [

@@ -8,7 +8,8 @@ from detectron2.config import LazyCall as L
 from PIL import Image
 
 from dinox import model_zoo
-from dinox.config import load_config
+from dinox.config import apply_overrides, load_config
+from dinox.config.calls import detections_key
 from dinox.data import DataError, register_shapes
 from dinox.data.inspection import FileOptions, ModelLimits, StepMemory, describe, inspect_dataset, measure_step_memory
 from dinox.data.inspection.forecast import DINO_R50_4SCALE, forecast_memory, training_sizes
@@ -149,7 +150,8 @@ def test_limits_come_from_the_config_without_building_it():
 
 def test_detections_are_counted_before_nms():
     config = model_zoo.get_config("dino/dino_r50_4scale_12ep")
-    config.model.postprocess = L(ClassNMS)(ranking=L(TopKDetections)(num_detections=200))
+    config.model.postprocess = L(ClassNMS)(ranking=L(TopKDetections)())
+    apply_overrides(config, [f"{detections_key(config)}=200"], file="dino")  # as a yaml config's number is applied
     assert ModelLimits.of(config, name="dino").num_detections == 200
     config.model.postprocess = L(ClassSoftNMS)(ranking=L(TopKDetections)(num_detections=900), num_detections=300)
     assert ModelLimits.of(config, name="dino").num_detections == 300
