@@ -201,6 +201,13 @@ def _print_summary(report: ExportReport) -> None:
     )
     size, number = f"{report.bytes / 1e6:.1f} MB", description.batch or "any number of"
     print(f"{report.path}: {size}, written in {report.seconds:.0f} s; takes {number} images of {sides}")
+    if description.nms_outside is not None:
+        nms = description.nms_outside
+        print(
+            f"NMS is not in the file: the model runs {nms.method} within each class (IoU above {nms.iou_threshold:g}) "
+            f"on its best\n{description.num_detections} detections, and so does dinox with the file. Other programs "
+            "have to: nms_outside in its description."
+        )
     trust = " --trust-program" if str(report.path).endswith(".pt2") else ""
     print(f"Next: dinox predict --weights {report.path}{trust} IMAGES")
 

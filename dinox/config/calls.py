@@ -161,3 +161,19 @@ def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         dotted = f"{prefix}.{key}" if prefix else key
         yield dotted, value
         yield from walk(value, dotted)
+
+
+def detections_key(cfg: DictConfig) -> str:
+    """Of how many detections a config's model gives: its post-processing's own, or that of the ranking within."""
+    node = OmegaConf.select(cfg, "model.postprocess", throw_on_resolution_failure=False)
+    known = parameters(node) or {}
+    within = "ranking" in known and "num_detections" not in known
+    return f"model.postprocess{'.ranking' if within else ''}.num_detections"
+
+
+def innermost_evaluator(cfg: DictConfig) -> Any:
+    """The node of the evaluator that knows the dataset, which others may be wrapped around."""
+    node = cfg.dataloader.evaluator
+    while isinstance(node, DictConfig) and isinstance(node.get("evaluator"), DictConfig):
+        node = node.evaluator
+    return node

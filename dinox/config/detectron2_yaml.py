@@ -13,6 +13,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.config.calls import detections_key
 from dinox.config.checks import check_calls
 from dinox.config.errors import ConfigError, Source
 from dinox.config.files import find_config, resolve_config
@@ -162,7 +163,7 @@ def _apply_own_overrides(lazy: DictConfig, overrides: Any) -> None:
 
 
 def _set_detections(lazy: DictConfig, cfg: CfgNode) -> None:
-    wanted, ours = cfg.TEST.DETECTIONS_PER_IMAGE, "model.postprocess.num_detections"
+    wanted, ours = cfg.TEST.DETECTIONS_PER_IMAGE, detections_key(lazy)
     if wanted is None:  # add_dinox_config's default: what the model's config says
         return
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:

@@ -28,6 +28,7 @@ ALLOWED_MODULES = (
     "dinox.engine.schedule",
     "dinox.evaluation.coco",
     "dinox.evaluation.detections",
+    "dinox.evaluation.nms",
     "dinox.layers",
     "dinox.losses",
     "dinox.matching",

@@ -1,4 +1,4 @@
-"""Measures of matching in training, for curves over epochs (DN-DETR, figure 3; DINO, figure 4)."""
+"""Measures of matching in training, for curves over epochs (DN-DETR, figure 3; DINO, figure 4; Stable-DINO, figure 3)."""
 
 import logging
 import time
@@ -17,9 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 class MatchingMetricsHook(HookBase):
-    """Writes ``matching/instability``, ``matching/anchor_target_l1``, ``matching/atd_100`` and
-    ``matching/atd_100_small`` into the event storage. A value that there is none for (the instability of the first
-    time, distances of queries without anchors) is left out.
+    """Writes ``matching/instability``, ``matching/anchor_target_l1``, ``matching/atd_100``,
+    ``matching/atd_100_small`` and ``matching/unstable_0`` to ``_5`` (of each decoder layer) into the event storage. A
+    value that there is none for (the instability of the first time, distances of queries without anchors, the first
+    layer's unstable score where queries do not start from proposals of the encoder) is left out.
 
     The matches that the next ones are compared with go through checkpoints, so register it before the hook that writes
     those: a resumed run then compares with what the run of the checkpoint had last. It does not touch the

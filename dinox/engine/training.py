@@ -23,6 +23,7 @@ from torch import nn
 from dinox.checkpoint import CheckpointDescription, describe, read_description
 from dinox.checkpoint.description import differences
 from dinox.checkpoint.loading import Checkpointer, load_weights
+from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data, dataset_names
 from dinox.data.class_numbering import number_like_checkpoint
 from dinox.data.conversions import conversions_counted
@@ -277,8 +278,8 @@ def _check_no_checkpoints(output_dir: str) -> None:
 
 def _prepare_evaluation(cfg: DictConfig) -> Evaluation:
     """Build loader and evaluator and read the first image now, so that mistakes do not wait until an epoch is over."""
-    evaluator = cfg.dataloader.evaluator
-    names = evaluator.get("dataset_name") if isinstance(evaluator, DictConfig) else None
+    innermost = innermost_evaluator(cfg)
+    names = innermost.get("dataset_name") if isinstance(innermost, DictConfig) else None
     if isinstance(names, ListConfig):
         raise ValueError(
             f"dataloader.test.dataset.names={list(names)}: the evaluator takes one dataset, not a list. Give one "
@@ -289,7 +290,7 @@ def _prepare_evaluation(cfg: DictConfig) -> Evaluation:
     dataset = getattr(loader, "dataset", None)
     if isinstance(dataset, MapDataset):
         dataset[0]
-    return partial(evaluate_model, data_loader=loader, evaluator=instantiate(evaluator))
+    return partial(evaluate_model, data_loader=loader, evaluator=instantiate(cfg.dataloader.evaluator))
 
 
 def _check_data_once(cfg: DictConfig, *, training: bool) -> None:

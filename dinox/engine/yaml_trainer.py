@@ -22,6 +22,7 @@ from torch import nn
 
 from dinox.checkpoint import Checkpointer, describe, load_weights
 from dinox.config import ConfigError, lazy_config
+from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.setup import check_output_folder_is_free, check_settings, locked_output_folder
@@ -118,8 +119,9 @@ class DinoxTrainer(DefaultTrainer):
         lazy = _tested_on(cfg, dataset_name)
         if lazy.dataloader.get("evaluator") is None:
             raise ConfigError(f"MODEL.DINOX.CONFIG: {cfg.MODEL.DINOX.CONFIG} has no dataloader.evaluator")
-        if len(cfg.DATASETS.TEST) > 1 and "output_dir" in lazy.dataloader.evaluator:
-            lazy.dataloader.evaluator.output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        innermost = innermost_evaluator(lazy)
+        if len(cfg.DATASETS.TEST) > 1 and "output_dir" in innermost:
+            innermost.output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return instantiate(lazy.dataloader.evaluator)
 
     def build_writers(self) -> list[EventWriter]:

@@ -13,12 +13,28 @@ from dinox.structures.memory import Size
 
 Place = Literal["inside", "outside"]
 Ranking = Literal["pairs", "queries"]
+Method = Literal["nms", "linear soft-nms"]
 ENTRY = "dinox"
 """The name of the description in ONNX's metadata_props; ``ENTRY.json`` among the extra files of a .pt2."""
 
 INPUT = "images"
 OUTPUTS: dict[Place, tuple[str, ...]] = {"outside": ("logits", "boxes"), "inside": ("boxes", "scores", "classes")}
 """By the place of the post-processing."""
+
+
+@dataclass(frozen=True)
+class OutsideNMS:
+    """Suppression of the model that is no part of a file, for it keeps another number of detections of every image.
+
+    Within each class, of boxes in pixels of the file's input. method: "nms": ``iou_threshold``; "linear soft-nms":
+    scores times 1 - IoU above it, then those below ``min_score`` go, and ``num_detections`` are kept. See
+    ``dinox.modeling.ClassNMS`` and ``ClassSoftNMS``.
+    """
+
+    method: Method
+    iou_threshold: float
+    min_score: float | None = None
+    num_detections: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,8 @@ class FileDescription:
     sampler: the operators of deformable attention, "grid" or "gather". short_edge, max_size: what images are resized
     to; None: unknown. size, batch: what the file is fixed to; None: free. strides: of the feature levels. least_cells:
     how many cells an image has on all levels together, at least, unless the size is fixed: the number of proposals.
+    nms_outside: what has to run on the best ``num_detections`` to get the model's detections, wherever the
+    post-processing is; None: nothing.
     """
 
     version: str
@@ -54,6 +72,7 @@ class FileDescription:
     least_cells: int
     num_detections: int
     ranking: Ranking = "pairs"  # of files that were written before there were others
+    nms_outside: OutsideNMS | None = None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -66,7 +85,12 @@ class FileDescription:
             read = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
             if read.ranking not in get_args(Ranking):
                 raise ValueError(f"its ranking is {read.ranking!r}")
-            return read
+            if read.nms_outside is None:
+                return read
+            nms = OutsideNMS(**read.nms_outside)
+            if nms.method not in get_args(Method):
+                raise ValueError(f"its NMS is {nms.method!r}")
+            return dataclasses.replace(read, nms_outside=nms)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path}: its description cannot be read ({error}): it was written by another version of dinox. Export "

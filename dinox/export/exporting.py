@@ -18,7 +18,7 @@ from dinox.export.description import FileDescription
 from dinox.export.extras import require_extras
 from dinox.export.onnx_file import EXTRAS, PURPOSE, save_onnx
 from dinox.export.parity import TOLERANCE, Case, Comparison, check_cases, compare_all, default_cases
-from dinox.export.postprocess import ranking_of
+from dinox.export.postprocess import nms_of, ranking_of, ranking_part
 from dinox.export.program import save_program, trace
 from dinox.export.runners import OnnxRunner, ProgramRunner
 from dinox.export.settings import DEFAULT_OPSET, SAMPLERS, ExportSettings, check_opset
@@ -184,8 +184,9 @@ def describe(
         batch=settings.batch,
         strides=tuple(shape.stride for shape in model.backbone.output_shape().values()),
         least_cells=0 if model.query_selection is None else model.query_selection.num_proposals,
-        num_detections=model.postprocess.num_detections,
+        num_detections=ranking_part(model).num_detections,
         ranking=ranking,
+        nms_outside=nms_of(model),
     )
 
 

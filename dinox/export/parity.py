@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinox.export.description import FileDescription
-from dinox.export.postprocess import pairs_of, ranking_of
+from dinox.export.postprocess import pairs_of, ranking_of, ranking_part
 from dinox.export.runners import Runner, count_outputs
 from dinox.export.wrapper import Rankings, TensorDetector, count_moved, rank_by_rank
 from dinox.structures.boxes import image_size_as_box
@@ -177,8 +177,8 @@ def _scores_and_rankings(
         yield detector.model.query_selection.token_scores(memory), rankings.tokens
     if rankings.pairs is not None:
         logits, _ = detector.predict(memory, rankings)
-        postprocess = detector.model.postprocess
-        yield from postprocess.choices(postprocess.scores(logits), rankings.pairs)
+        part = ranking_part(detector.model)
+        yield from part.choices(part.scores(logits), rankings.pairs)
 
 
 def _differences(

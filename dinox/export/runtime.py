@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from dinox.export.description import FileDescription
-from dinox.export.postprocess import POSTPROCESSES
+from dinox.export.postprocess import build_postprocess
 from dinox.export.runners import OnnxRunner, ProgramRunner, Runner
 from dinox.structures import RawPredictions
 from dinox.structures.memory import Size
@@ -87,14 +87,15 @@ class ExportedDetector:
         missing = (self.description.batch or count) - count
         images = torch.cat([images, images[-1:].expand(missing, -1, -1, -1)])
         outputs = [output[:count] for output in self._runner(self._as_input(images))]
+        postprocess = build_postprocess(self.description)
         if self.description.postprocessing == "outside":
             logits, boxes = outputs
-            postprocess = POSTPROCESSES[self.description.ranking](num_detections=self.description.num_detections)
             return postprocess(RawPredictions(logits[None], boxes[None]), [size] * count)
-        return [
+        ranked = [
             Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
             for boxes, scores, classes in zip(*outputs, strict=True)
         ]
+        return ranked if self.description.nms_outside is None else [postprocess.suppress(found) for found in ranked]
 
     def _as_input(self, images: Tensor) -> Tensor:
         images = images.cpu()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dinox.export.description import Place
+from dinox.export.postprocess import ranking_part
 from dinox.export.samplers import Sampler, attend_by
 from dinox.layers import DeformableAttention
 from dinox.structures import Memory, QueryContext
@@ -41,7 +42,7 @@ class TensorDetector(nn.Module):
 
     Out: postprocessing "outside": logits (B, N, K) and boxes (B, N, 4), normalised cxcywh, of the last decoder layer;
     "inside": boxes (B, M, 4), xyxy in pixels of the input, not clipped to it, scores (B, M) and classes (B, M) int64,
-    best first.
+    best first. NMS, which a model may have behind that, is never inside.
     """
 
     def __init__(self, model: nn.Module, *, preprocessing: Place = "outside", postprocessing: Place = "outside"):
@@ -60,7 +61,7 @@ class TensorDetector(nn.Module):
         logits, boxes = self.predict(memory, rankings)
         if self.postprocessing == "outside":
             return logits, boxes
-        best = self.model.postprocess.rank(logits, boxes, rankings and rankings.pairs)
+        best = ranking_part(self.model).rank(logits, boxes, rankings and rankings.pairs)
         return best.boxes * image_size_as_box(images.shape[-2:], boxes), best.scores, best.classes
 
     def predict(self, memory: Memory, rankings: Rankings | None = None) -> tuple[Tensor, Tensor]:

@@ -76,9 +76,8 @@ class ProgressiveDetector:
                 break
             final = [Instances.cat(pair) for pair in zip(final, sure, strict=True)]
             known = _joined(given["known"], final)
-        return in_output_frames(
-            [_ranked(kept, rest, len(all_)) for kept, rest, all_ in zip(final, new, found, strict=True)], batched_inputs
-        )
+        ranked = [_ranked(kept, rest, len(all_)) for kept, rest, all_ in zip(final, new, found, strict=True)]
+        return in_output_frames({"instances": ranked}, batched_inputs)
 
     def _surest(self, found: Instances) -> Instances:
         sure = found[found.scores >= self.score_threshold]

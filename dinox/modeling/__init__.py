@@ -15,7 +15,7 @@ from dinox.modeling.encoder import (
 from dinox.modeling.heads import PredictionHeads, SoftmaxHeads
 from dinox.modeling.meta_arch import Denoising, DetectionTransformer
 from dinox.modeling.neck import ChannelMapper
-from dinox.modeling.postprocess import BestClassDetections, TopKDetections
+from dinox.modeling.postprocess import BestClassDetections, ClassNMS, ClassSoftNMS, TopKDetections
 from dinox.modeling.queries import (
     AnchorBoxes,
     AnchorEmbedding,
@@ -64,6 +64,8 @@ __all__ = [
     "CenterShiftAndScale",
     "ChannelMapper",
     "ClassAgnosticSelection",
+    "ClassNMS",
+    "ClassSoftNMS",
     "ConditionalDecoder",
     "ContrastiveBoxNoise",
     "Criterion",

@@ -9,7 +9,7 @@ from dinox.structures.boxes import (
     xyxy_to_cxcywh,
 )
 from dinox.structures.memory import FeaturePyramid, Memory, flatten_pyramid
-from dinox.structures.predictions import BACKGROUND, MatchedPredictions, PredictionSet, RawPredictions
+from dinox.structures.predictions import BACKGROUND, BEFORE_NMS, MatchedPredictions, PredictionSet, RawPredictions
 from dinox.structures.queries import (
     ANY_CLASS,
     MATCHING,
@@ -24,6 +24,7 @@ from dinox.structures.targets import Targets, TargetView
 __all__ = [
     "ANY_CLASS",
     "BACKGROUND",
+    "BEFORE_NMS",
     "MATCHING",
     "FeaturePyramid",
     "HeadOutput",

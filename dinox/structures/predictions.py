@@ -14,6 +14,8 @@ from dinox.structures.queries import MATCHING
 from dinox.structures.targets import Targets, TargetView
 
 BACKGROUND = -1  # in target_index: this prediction has no object
+BEFORE_NMS = "instances_before_nms"
+"""Beside "instances" in a model's outputs: the detections before suppression, where the post-processing has one."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,13 @@ from tests.engine.conftest import TINY_DINO_CONFIG
 from tests.modeling.test_distributed import TIME_LIMIT, free_port
 from tests.small_models import build_small
 
-ANCHORS = {"matching/anchor_target_l1", "matching/atd_100", "matching/atd_100_small"}
+EVERY_TIME = {
+    "matching/anchor_target_l1",
+    "matching/atd_100",
+    "matching/atd_100_small",
+    "matching/unstable_0",
+    "matching/unstable_1",
+}
 INSTABILITY = "matching/instability"
 
 
@@ -44,9 +50,10 @@ def finished_run(tmp_path_factory):
 def test_they_are_written_at_every_evaluation_and_the_first_one_has_no_instability(finished_run):
     values = written(finished_run)
     assert list(values) == [1, 3, 5]
-    assert values[1].keys() == ANCHORS
-    assert values[3].keys() == values[5].keys() == ANCHORS | {INSTABILITY}
+    assert values[1].keys() == EVERY_TIME
+    assert values[3].keys() == values[5].keys() == EVERY_TIME | {INSTABILITY}
     assert 0 <= values[3][INSTABILITY] <= 2 * 12  # queries
+    assert all(0 <= each[f"matching/unstable_{layer}"] <= 100 for each in values.values() for layer in range(2))
 
 
 def test_curves_find_them(finished_run):
@@ -83,7 +90,7 @@ def test_a_run_resumed_with_other_images_starts_over(tiny_dino_cfg, capsys):
     tiny_dino_cfg.train.matching_metrics.num_images = 3
     train(tiny_dino_cfg, resume=True)
     assert "measured on other images than before" in capsys.readouterr().out
-    assert written(tiny_dino_cfg)[3].keys() == ANCHORS
+    assert written(tiny_dino_cfg)[3].keys() == EVERY_TIME
 
 
 def test_without_a_period_only_the_last_iteration_is_measured(tiny_dino_cfg):

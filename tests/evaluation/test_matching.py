@@ -1,6 +1,7 @@
 """The measures of matching: by hand, and with a model's own matcher."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from dinox.evaluation.matching import (
     instability,
     match_images,
     matched_distances,
+    matched_queries,
     matching_metrics,
     require_matcher,
+    unstable_scores,
 )
 from dinox.structures import MATCHING, PredictionSet
 from tests.engine.conftest import TINY_DINO_CONFIG
@@ -113,6 +116,7 @@ def test_all_measures_of_two_images_and_an_empty_one():
         "matching/anchor_target_l1",
         "matching/atd_2",
         "matching/atd_2_small",
+        "matching/unstable_1",
     ]
 
 
@@ -127,10 +131,66 @@ def test_values_that_there_are_none_for_are_left_out():
     empty = matching_metrics([image([-1, -1, -1], ANCHORS, [])])
     assert empty.scalars() == {} and empty.anchors == "boxes"
     without_anchors = matching_metrics([image([0, -1], None, [[0.5, 0.5, 0.2, 0.2]])], previous=vectors([-1, 0]))
-    assert without_anchors.scalars() == {"matching/instability": 2} and without_anchors.anchors is None
+    assert without_anchors.scalars() == {"matching/instability": 2, "matching/unstable_1": 100}
+    assert without_anchors.anchors is None
     points = matching_metrics([image([0], [[0.5, 0.4]], [[0.5, 0.5, 0.2, 0.2]])])
     assert points.anchors == "points" and points.anchor_target_l1 == pytest.approx(0.1, abs=EPS)
     assert points.atd_small is None
+
+
+def layers(*rows, objects, encoder=None):
+    """An image's matches, layer by layer."""
+    return ImageMatches(
+        name="a.png",
+        target_index=torch.tensor(rows, dtype=torch.int32),
+        anchors=None,
+        boxes=torch.full((objects, 4), 0.5),
+        areas=torch.full((objects,), 5000.0),
+        encoder_index=None if encoder is None else torch.tensor(encoder, dtype=torch.int32),
+    )
+
+
+def test_one_of_ten_objects_with_another_query_is_ten_percent():
+    """The paper's example."""
+    before = [*range(10), -1, -1]
+    now = [*range(9), -1, -1, 9]  # the last object goes from query 9 to query 11
+    assert unstable_scores([layers(before, now, objects=10)]) == (None, 10)
+    assert unstable_scores([layers(before, now, objects=10, encoder=now)]) == (10, 10)
+
+
+def test_objects_that_swap_their_queries_have_both_changed():
+    assert unstable_scores([layers([0, 1, -1], [1, 0, -1], objects=2)]) == (None, 100)
+
+
+def test_unstable_scores_are_shares_of_all_objects_and_not_means_over_images():
+    images = [
+        layers([0, -1, -1, -1], [-1, 0, -1, -1], [-1, 0, -1, -1], objects=1, encoder=[0, -1, -1, -1]),
+        layers([0, 1, 2, -1], [0, 1, 2, -1], [0, 2, 1, -1], objects=3, encoder=[-1, 1, 2, 0]),
+        layers([-1] * 4, [-1] * 4, [-1] * 4, objects=0, encoder=[-1] * 4),
+    ]
+    # Of four objects, query by query: one is elsewhere in the encoder, then one of the first image, then two.
+    assert unstable_scores(images) == (25, 25, 50)
+
+
+def test_objects_without_a_query_have_changed_only_if_they_had_one():
+    crowded = [layers([0, 1], [0, 1], [2, 1], objects=3, encoder=[2, 1])]
+    # The encoder leaves object 0 and the next two layers object 2; the last one leaves object 0 again.
+    assert unstable_scores(crowded) == (pytest.approx(200 / 3), 0, pytest.approx(200 / 3))
+
+
+def test_a_proposal_that_no_query_starts_from_is_another_one():
+    """Other groups take the rest of the encoder's proposals: object 0 is found at rank 3, beyond the two queries."""
+    assert unstable_scores([layers([0, 1], objects=2, encoder=[-1, 1, -1, 0])]) == (50,)
+
+
+def test_without_objects_or_without_the_encoder_of_an_image_there_is_no_score():
+    assert unstable_scores([layers([-1, -1], [-1, -1], objects=0, encoder=[-1, -1])]) == (None, None)
+    one, other = layers([0], objects=1, encoder=[0]), layers([0], objects=1)
+    assert unstable_scores([one, other]) == (None,)
+
+
+def test_the_query_of_every_object():
+    assert matched_queries(torch.tensor([[-1, 2, 0], [1, -1, -1]]), 4).tolist() == [[2, -1, 1, -1], [-1, 0, -1, -1]]
 
 
 # ------------------------------------------------------------------------------------------------- with a model
@@ -156,11 +216,51 @@ def test_matches_are_those_of_the_models_matcher_on_its_last_layer(model):
     assert found.areas.tolist() == pytest.approx(x["instances"].gt_boxes.area().tolist(), rel=1e-4)
 
 
+def test_unstable_scores_of_a_model_are_those_of_matching_every_layer_on_its_own(model):
+    inputs = [make_input(64, 96, 3, seed=1), make_input(64, 64, 5, seed=2), make_input(64, 64, 0, seed=3)]
+    matched, objects = [], 0  # per layer, the encoder first: (image, object) -> query
+    with torch.no_grad():
+        model.eval()
+        for number, x in enumerate(inputs):
+            predicted, targets = model.raw_predictions([x]), model.prepare_targets([x])
+            encoder = predicted.encoder_logits[None], predicted.encoder_boxes[None]
+            sets = [encoder, *((predicted.logits[i : i + 1], predicted.boxes[i : i + 1]) for i in range(3))]
+            for layer, own in enumerate(sets):
+                (index,) = model.criterion.matcher([own], targets)
+                if len(matched) == layer:
+                    matched.append({})
+                matched[layer] |= {(number, int(o)): q for q, o in enumerate(index[0, 0]) if o >= 0}
+            objects += len(x["instances"])
+    assert objects == len(matched[0]) == 8
+    changes = [sum(now[key] != before[key] for key in now) for before, now in itertools.pairwise(matched)]
+    assert any(changes) and unstable_scores(match_images(model, [inputs])) == pytest.approx(
+        [100 * change / 8 for change in changes]
+    )
+
+
+@pytest.mark.parametrize(
+    "config, compared",
+    [
+        ("dino/dino_r50_4scale_12ep", True),
+        ("dino/ablation_static_queries", False),  # no proposals
+        ("dab_detr/dab_deformable_detr_r50_two_stage_50ep", True),
+        ("deformable_detr/deformable_detr_r50_two_stage_50ep", False),  # class-agnostic, of all tokens
+        ("dn_detr/dn_detr_r50_50ep", False),
+    ],
+)
+def test_the_first_layer_is_compared_with_selected_proposals_only(config, compared):
+    (found,) = match_images(build_small(config), [[make_input(64, 96, 3)]])
+    assert (found.encoder_index is not None) == compared
+    scores = unstable_scores([found])
+    assert (scores[0] is not None) == compared and None not in scores[1:]
+
+
 def test_matches_do_not_depend_on_the_batch(model):
     inputs = [make_input(64, 96, 3, seed=1), make_input(64, 64, 0, seed=2), make_input(64, 64, 25, seed=3)]
     alone, together = match_images(model, [[x] for x in inputs]), match_images(model, [inputs])
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.target_index, other.target_index)
+        assert torch.equal(one.encoder_index, other.encoder_index)
         torch.testing.assert_close(one.anchors, other.anchors, atol=1e-5, rtol=0)
 
 

@@ -1,5 +1,6 @@
 """The comparison finds what differs, and forgives nothing but the order of scores that are as good as equal."""
 
+import copy
 import dataclasses
 import json
 
@@ -9,9 +10,10 @@ import torch
 from dinox.export import ExportedDetector, ExportSettings, FileDescription, TensorDetector
 from dinox.export.exporting import describe
 from dinox.export.parity import TOLERANCE, Case, compare, default_cases, varied_images
+from dinox.export.postprocess import ranking_part
 from dinox.export.runners import count_outputs
 from dinox.export.wrapper import Rankings, count_moved, rank_by_rank
-from dinox.modeling import BestClassDetections
+from dinox.modeling import BestClassDetections, ClassNMS, ClassSoftNMS
 
 from .tiny import CLASS_NAMES, ONE_LEVEL, RESIZE, assert_same_detections, build_tiny, make_images
 
@@ -41,7 +43,8 @@ class FakeFile:
         pairs = ranked = None
         if self.detector.postprocessing == "inside":
             logits, _ = self.detector.predict(memory, rankings)
-            pairs = ranked = model.postprocess.best_pairs(model.postprocess.scores(logits))
+            part = ranking_part(model)
+            pairs = ranked = part.best_pairs(part.scores(logits))
             if self.description.ranking == "queries":  # then these are what a file's top-k takes
                 ranked = pairs // model.num_classes
         rankings = dataclasses.replace(rankings, pairs=pairs)
@@ -160,6 +163,46 @@ def test_a_file_of_detr_gives_the_detections_of_the_model(detr, place):
     inputs = make_images((64, 96), (97, 51))
     file = ExportedDetector(WithoutRankings(detr, place=place), "detr.onnx")
     assert_same_detections(file(inputs), detr(inputs))
+
+
+@pytest.mark.parametrize("place", ["outside", "inside"])
+@pytest.mark.parametrize(
+    ("part", "settings", "said"),
+    [
+        (ClassNMS, {}, {"method": "nms"}),
+        (ClassSoftNMS, {"num_detections": 20, "min_score": 0.01}, {"method": "linear soft-nms", "num_detections": 20}),
+    ],
+)
+def test_nms_is_not_in_a_file_which_says_so_and_is_run_by_the_detector(detr, place, part, settings, said):
+    """It leaves another number of detections of every image, which no tensor could hold."""
+    model = copy.copy(detr)
+    model.postprocess = part(ranking=detr.postprocess, iou_threshold=0.5, **settings)
+    inputs = make_images((64, 96), (97, 51))
+    runner = WithoutRankings(model, place=place)
+    assert vars(runner.description.nms_outside).items() >= (said | {"iou_threshold": 0.5}).items()
+    assert runner.description.num_detections == 30  # of the ranking
+    assert FileDescription.from_json(runner.description.to_json(), path="") == runner.description
+    found, expected = ExportedDetector(runner, "nms.onnx")(inputs), model(inputs)
+    assert_same_detections(found, expected)
+    assert all(len(one["instances"]) < len(other["instances"]) for one, other in zip(found, detr(inputs), strict=True))
+    assert compared(model, place=place).worst < TOLERANCE
+
+
+def test_files_from_before_nms_are_without_it():
+    described = describe(build_tiny(ONE_LEVEL), ExportSettings(), class_names=CLASS_NAMES, resize=RESIZE)
+    old = json.loads(described.to_json())
+    assert old.pop("nms_outside") is None
+    assert FileDescription.from_json(json.dumps(old), path="") == described
+    unknown = json.dumps(old | {"nms_outside": {"method": "votes", "iou_threshold": 0.5}})
+    with pytest.raises(ValueError, match=r"new\.onnx: .*its NMS is 'votes'.*another version of dinox"):
+        FileDescription.from_json(unknown, path="new.onnx")
+
+
+def test_nms_of_something_that_files_do_not_know_cannot_be_exported(detr):
+    own = copy.copy(detr)
+    own.postprocess = ClassNMS(ranking=torch.nn.Identity())
+    with pytest.raises(ValueError, match="expected TopKDetections or BestClassDetections, got Identity"):
+        describe(own, ExportSettings(), class_names=CLASS_NAMES, resize=RESIZE)
 
 
 # -------------------------------------------------------------------------------------------------------------- ranks

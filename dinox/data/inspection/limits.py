@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.config.calls import detections_key
 from dinox.data.class_numbering import number_of_classes
 from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES
 from dinox.data.skipping import DEFAULT_MAX_BAD
@@ -44,7 +45,7 @@ class ModelLimits:
             config=name,
             num_classes=number_of_classes(cfg),
             num_queries=_num_queries(cfg),
-            num_detections=_number(cfg, "model.postprocess.num_detections"),
+            num_detections=_number(cfg, detections_key(cfg)),
             denoising_objects=_denoising_objects(cfg),
             short_edge=short_edge,
             max_size=max_size,

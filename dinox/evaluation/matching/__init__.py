@@ -1,6 +1,7 @@
 """How stable a detector's matching is, and how far its anchors are from what they are matched with.
 
-The measures of DN-DETR (section 3) and DINO (section 3.3), all from one representation: :class:`ImageMatches`.
+The measures of DN-DETR (section 3), DINO (section 3.3) and Stable-DINO (section 2.4.3), all from one representation:
+:class:`ImageMatches`.
 """
 
 from dinox.evaluation.matching.images import GroundTruthImages
@@ -12,7 +13,9 @@ from dinox.evaluation.matching.metrics import (
     average_top_k_distance,
     instability,
     matched_distances,
+    matched_queries,
     matching_metrics,
+    unstable_scores,
 )
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "instability",
     "match_images",
     "matched_distances",
+    "matched_queries",
     "matching_metrics",
     "require_matcher",
+    "unstable_scores",
 ]

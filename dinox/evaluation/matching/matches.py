@@ -1,6 +1,7 @@
 """Which query is matched with which object, image by image, as the model's own matcher decides.
 
-Legend: A decoder layers, N queries, M objects of an image, P matched pairs of the last layer.
+Legend: A decoder layers, N queries, E selected proposals of the encoder, M objects of an image, P matched pairs of the
+last layer.
 """
 
 from collections.abc import Iterable
@@ -10,7 +11,8 @@ import torch
 from detectron2.evaluation import inference_context
 from torch import Tensor, nn
 
-from dinox.structures import BACKGROUND, MATCHING
+from dinox.modeling.meta_arch.predictions import Predictions
+from dinox.structures import BACKGROUND, MATCHING, PredictionSet
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class ImageMatches:
     anchors: the initial ones, (N, 4) boxes or (N, 2) points; None where queries have none.
     boxes: (M, 4) the objects. Boxes and points are normalised, cxcywh.
     areas: (M,) of the objects' boxes, in pixels of the image file.
+    encoder_index: (E,) int32, as ``target_index``, of the encoder's proposals, which come in the order of the queries
+    that start from them (with a rest behind, where other groups take these). None where queries do not start from
+    proposals, or the encoder's predictions are not of the selected ones, as those of ``ClassAgnosticSelection``.
     """
 
     name: str
@@ -30,6 +35,7 @@ class ImageMatches:
     anchors: Tensor | None
     boxes: Tensor
     areas: Tensor
+    encoder_index: Tensor | None = None
 
     @property
     def index_vector(self) -> Tensor:
@@ -72,8 +78,10 @@ def match_images(model: nn.Module, batches: Iterable[list[dict]]) -> list[ImageM
 def _match_batch(model: nn.Module, inputs: list[dict]) -> list[ImageMatches]:
     targets = model.prepare_targets(inputs)
     predictions = model.predict(inputs)
-    (target_index,) = model.criterion.assign([predictions.groups[MATCHING]], targets)  # (A, B, N)
-    target_index = target_index.to("cpu", torch.int32)
+    encoder = _of_selected_proposals(predictions)
+    groups = [predictions.groups[MATCHING], *([] if encoder is None else [encoder])]
+    assigned = model.criterion.assign(groups, targets)  # (A, B, N), and (1, B, E)
+    target_index, *encoder_index = (each.to("cpu", torch.int32) for each in assigned)
     anchors = None if predictions.anchors is None else predictions.anchors.float().cpu()
     boxes = targets.boxes.float().cpu()
     matches = []
@@ -86,6 +94,23 @@ def _match_batch(model: nn.Module, inputs: list[dict]) -> list[ImageMatches]:
                 anchors=None if anchors is None else anchors[b].clone(),
                 boxes=own,
                 areas=own[:, 2:].prod(-1) * x["height"] * x["width"],
+                encoder_index=encoder_index[0][0, b].clone() if encoder_index else None,
             )
         )
     return matches
+
+
+def _of_selected_proposals(predictions: Predictions) -> PredictionSet | None:
+    """The encoder's predictions, if query n of the matching group starts from the n-th of them and sees the same
+    objects."""
+    proposals, matching = predictions.proposals, predictions.groups[MATCHING]
+    if proposals is None or predictions.anchors is None or proposals.target_view is not matching.target_view:
+        return None
+    first = proposals.anchors[:, : matching.logits.shape[2]]
+    if proposals.logits.shape[:2] != proposals.anchors.shape[:2] or not _equal(predictions.anchors, first):
+        return None
+    return predictions.for_losses()[-1]
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other).all())

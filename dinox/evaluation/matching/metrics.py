@@ -1,7 +1,7 @@
 """The formulas: instability (DN-DETR, equation 2), anchor-target distance (its section 3.2), ATD(k) (DINO, section
-3.3).
+3.3), unstable scores (Stable-DINO, section 2.4.3).
 
-Legend: N queries, P matched pairs of anchor and object.
+Legend: A decoder layers, N queries, M objects of an image, P matched pairs of anchor and object.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dinox.evaluation.matching.matches import ImageMatches
+from dinox.structures import BACKGROUND
 
 SMALL_AREA = 32**2
 """Pixels; objects below are small (COCO's evaluation)."""
@@ -36,6 +37,35 @@ def instability(previous: Sequence[Tensor], current: Sequence[Tensor]) -> float:
             )
         changed += int((before != now).sum())
     return changed / len(current)
+
+
+def unstable_scores(images: Sequence[ImageMatches]) -> tuple[float | None, ...]:
+    """Of each decoder layer, first to last, in percent: how many of all objects in all images have another query than
+    in the layer before (Stable-DINO, section 2.4.3).
+
+    The first layer is compared with the encoder's selected proposals, whose order is that of the queries; None where
+    there are none of the kind. An object that no query is left for in both layers has not changed. All None without
+    objects.
+    """
+    num_layers = len(images[0].target_index)
+    changed, objects = torch.zeros(num_layers, dtype=torch.int64), 0
+    for image in images:
+        count = len(image.boxes)
+        queries = matched_queries(image.target_index, count)
+        before = queries[:1] if image.encoder_index is None else matched_queries(image.encoder_index[None], count)
+        changed += (queries != torch.cat([before, queries[:-1]])).sum(1)
+        objects += count
+    known = [all(image.encoder_index is not None for image in images)] + [True] * (num_layers - 1)
+    scores = [100 * count / max(objects, 1) for count in changed.tolist()]
+    return tuple(score if objects and is_known else None for score, is_known in zip(scores, known, strict=True))
+
+
+def matched_queries(target_index: Tensor, num_objects: int) -> Tensor:
+    """The other way round: (A, N) the object of every query -> (A, M) int64 the query of every object, -1 = none."""
+    layers, queries = (target_index != BACKGROUND).nonzero(as_tuple=True)
+    found = torch.full((len(target_index), num_objects), BACKGROUND)
+    found[layers, target_index[layers, queries].long()] = queries
+    return found
 
 
 def anchor_target_distances(anchors: Tensor, boxes: Tensor) -> Tensor:
@@ -67,7 +97,7 @@ class MatchingMetrics:
     images: how many; objects: in them; matched: those that a query is left for; small, matched_small: with a box of
     less than 32 x 32 pixels in the image file. instability: against the matches before. anchor_target_l1: the mean over
     all matched objects of all images. atd, atd_small: ATD(``top_k``) of all and of the small ones. anchors: "boxes",
-    "points", or None where queries have none, and so no distances.
+    "points", or None where queries have none, and so no distances. unstable_scores: of each decoder layer, in percent.
     """
 
     images: int
@@ -81,6 +111,7 @@ class MatchingMetrics:
     anchor_target_l1: float | None
     atd: float | None
     atd_small: float | None
+    unstable_scores: tuple[float | None, ...]
 
     def scalars(self) -> dict[str, float]:
         """By the names in metrics.json, without those that are None."""
@@ -89,6 +120,7 @@ class MatchingMetrics:
             "matching/anchor_target_l1": self.anchor_target_l1,
             f"matching/atd_{self.top_k}": self.atd,
             f"matching/atd_{self.top_k}_small": self.atd_small,
+            **{f"matching/unstable_{layer}": score for layer, score in enumerate(self.unstable_scores)},
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -121,4 +153,5 @@ def matching_metrics(
         anchor_target_l1=float(distances.double().mean()) if has_mean else None,
         atd=None if distances is None else average_top_k_distance(distances, top_k),
         atd_small=None if distances is None else average_top_k_distance(distances[is_small], top_k),
+        unstable_scores=unstable_scores(images),
     )

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dinox.modeling.meta_arch.from_yaml import arguments_from_yaml
 from dinox.modeling.meta_arch.known_inputs import KnownInputs
-from dinox.modeling.meta_arch.predictions import Predictions, in_output_frames
+from dinox.modeling.meta_arch.predictions import Predictions, detect, in_output_frames
 from dinox.structures import (
     ANY_CLASS,
     MATCHING,
@@ -111,7 +111,8 @@ class DetectionTransformer(nn.Module):
 
         Returns:
             in training, a dict of weighted scalar losses; else a list of ``{"instances": Instances}`` with
-            ``pred_boxes``, ``scores``, ``pred_classes``.
+            ``pred_boxes``, ``scores``, ``pred_classes``; those before NMS beside them, as ``BEFORE_NMS``, where the
+            post-processing has one.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -124,8 +125,10 @@ class DetectionTransformer(nn.Module):
     def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> list[Any]:
         """Detections; ``do_postprocess`` rescales them to ``height`` and ``width``, clips, and drops empty boxes."""
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
-        detections = self.postprocess(self.raw_predictions(batched_inputs), sizes)
-        return in_output_frames(detections, batched_inputs) if do_postprocess else detections
+        detections = detect(self.postprocess, self.raw_predictions(batched_inputs), sizes)
+        if not do_postprocess:
+            return detections["instances"]
+        return in_output_frames(detections, batched_inputs)
 
     def raw_predictions(self, batched_inputs: list[dict[str, Any]]) -> RawPredictions:
         """Predictions of the matching group before post-processing, in the current mode; needs no ground truth."""

@@ -5,6 +5,7 @@ Legend: B images, N queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor
 
-from dinox.structures import MATCHING, PredictionSet, Proposals, RawPredictions
+from dinox.structures import BEFORE_NMS, MATCHING, PredictionSet, Proposals, RawPredictions
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,26 @@ class Predictions:
         )
 
 
-def in_output_frames(detections: list[Instances], batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+def detect(
+    postprocess: Callable[[RawPredictions, list[tuple[int, int]]], list[Instances]],
+    predictions: RawPredictions,
+    image_sizes: list[tuple[int, int]],
+) -> dict[str, list[Instances]]:
+    """Detections of all images, by their keys in the outputs: "instances", and ``BEFORE_NMS`` where there is a
+    suppression, so that one pass is enough to evaluate both."""
+    if not hasattr(postprocess, "suppress"):
+        return {"instances": postprocess(predictions, image_sizes)}
+    ranked = postprocess.ranking(predictions, image_sizes)
+    return {"instances": [postprocess.suppress(found) for found in ranked], BEFORE_NMS: ranked}
+
+
+def in_output_frames(
+    detections: dict[str, list[Instances]], batched_inputs: list[dict[str, Any]]
+) -> list[dict[str, Instances]]:
     """Detections in the frames of the images to those of ``height`` and ``width``, clipped; empty boxes dropped."""
-    outputs = []
-    for found, x in zip(detections, batched_inputs, strict=True):
-        height, width = found.image_size
-        outputs.append({"instances": detector_postprocess(found, x.get("height", height), x.get("width", width))})
+    outputs: list[dict[str, Instances]] = [{} for _ in batched_inputs]
+    for key, of_images in detections.items():
+        for output, found, x in zip(outputs, of_images, batched_inputs, strict=True):
+            height, width = found.image_size
+            output[key] = detector_postprocess(found, x.get("height", height), x.get("width", width))
     return outputs

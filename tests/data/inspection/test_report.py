@@ -4,14 +4,17 @@ import json
 
 import numpy as np
 import pytest
+from detectron2.config import LazyCall as L
 from PIL import Image
 
 from dinox import model_zoo
-from dinox.config import load_config
+from dinox.config import apply_overrides, load_config
+from dinox.config.calls import detections_key
 from dinox.data import DataError, register_shapes
 from dinox.data.inspection import FileOptions, ModelLimits, StepMemory, describe, inspect_dataset, measure_step_memory
 from dinox.data.inspection.forecast import DINO_R50_4SCALE, forecast_memory, training_sizes
 from dinox.data.inspection.source import load_source
+from dinox.modeling import ClassNMS, ClassSoftNMS, TopKDetections
 from tests.small_models import SMALL
 
 from ..coco_files import annotation, small_coco, write_coco, write_image
@@ -143,6 +146,15 @@ def test_limits_come_from_the_config_without_building_it():
     assert (limits.num_classes, limits.num_queries, limits.num_detections) == (80, 900, 300)
     assert limits.denoising_objects == 200  # 400 queries, one positive and one negative for each object
     assert (limits.short_edge, limits.max_size) == (800, 1333)
+
+
+def test_detections_are_counted_before_nms():
+    config = model_zoo.get_config("dino/dino_r50_4scale_12ep")
+    config.model.postprocess = L(ClassNMS)(ranking=L(TopKDetections)())
+    apply_overrides(config, [f"{detections_key(config)}=200"], file="dino")  # as a yaml config's number is applied
+    assert ModelLimits.of(config, name="dino").num_detections == 200
+    config.model.postprocess = L(ClassSoftNMS)(ranking=L(TopKDetections)(num_detections=900), num_detections=300)
+    assert ModelLimits.of(config, name="dino").num_detections == 300
 
 
 # ---------------------------------------------------------------------------------------------------------------- drift
