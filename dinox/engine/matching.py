@@ -1,4 +1,4 @@
-"""Measures of matching in training, for curves over epochs (DN-DETR, figure 3; DINO, figure 4; Stable-DINO, figure 3)."""
+"""Measures of matching in training, for curves over epochs (DN-DETR and Stable-DINO, figure 3; DINO, figure 4)."""
 
 import logging
 import time
