@@ -1,5 +1,6 @@
 """Parts of detection transformers, and the one meta-architecture that joins them; ROI heads for detectron2's own."""
 
+from dinox.modeling.auxiliary import ATSSHead, DenseDetections
 from dinox.modeling.backbone import build_resnet
 from dinox.modeling.criterion import Criterion
 from dinox.modeling.decoder import ConditionalDecoder, DeformableDecoder, DenseDecoder, RowColumnDecoder
@@ -56,6 +57,7 @@ from dinox.modeling.queries import (
 from dinox.modeling.roi_heads import BoxDenoising, DenoisingCascadeROIHeads, DenoisingROIHeads
 
 __all__ = [
+    "ATSSHead",
     "AnchorBoxes",
     "AnchorEmbedding",
     "AnchorPoints",
@@ -76,6 +78,7 @@ __all__ = [
     "DenoisingQueries",
     "DenoisingROIHeads",
     "DenseDecoder",
+    "DenseDetections",
     "DenseEncoder",
     "DenseFusion",
     "DetectionTransformer",

@@ -62,3 +62,9 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     bottom_right = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
     enclosing = (bottom_right - top_left).clamp(min=0).prod(-1)
     return iou - (enclosing - union) / (enclosing + _DIVISION_EPS)
+
+
+def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """points (..., 2), xyxy boxes (..., 4) -> (..., 4): how far the left, top, right and bottom side is; negative where
+    the point lies beyond it."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
