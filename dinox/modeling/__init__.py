@@ -1,6 +1,6 @@
 """Parts of detection transformers, and the one meta-architecture that joins them; ROI heads for detectron2's own."""
 
-from dinox.modeling.auxiliary import ATSSHead, DenseDetections
+from dinox.modeling.auxiliary import ATSSHead, DenseDetections, FCOSHead, GFLHead, PAAHead, RetinaNetHead
 from dinox.modeling.backbone import build_resnet
 from dinox.modeling.criterion import Criterion
 from dinox.modeling.decoder import ConditionalDecoder, DeformableDecoder, DenseDecoder, RowColumnDecoder
@@ -86,8 +86,10 @@ __all__ = [
     "EmbeddedAnchors",
     "EmbeddedBoxes",
     "EmbeddedProposals",
+    "FCOSHead",
     "FixedGroups",
     "FullVisibility",
+    "GFLHead",
     "KnownLabelQueries",
     "LabelEmbedding",
     "LearnedAnchors",
@@ -98,11 +100,13 @@ __all__ = [
     "MatchingQueries",
     "MemoryBuilder",
     "OneClassPerImage",
+    "PAAHead",
     "PatternContent",
     "PredictionHeads",
     "QueryGroups",
     "QuerySelection",
     "RepeatedAnchors",
+    "RetinaNetHead",
     "RowColumnDecoder",
     "RowColumnEncoder",
     "SameRangeBoxNoise",

@@ -2,5 +2,9 @@
 
 from dinox.modeling.auxiliary.atss import ATSSHead
 from dinox.modeling.auxiliary.detection import DenseDetections
+from dinox.modeling.auxiliary.fcos import FCOSHead
+from dinox.modeling.auxiliary.gfl import GFLHead
+from dinox.modeling.auxiliary.paa import PAAHead
+from dinox.modeling.auxiliary.retinanet import RetinaNetHead
 
-__all__ = ["ATSSHead", "DenseDetections"]
+__all__ = ["ATSSHead", "DenseDetections", "FCOSHead", "GFLHead", "PAAHead", "RetinaNetHead"]

@@ -20,22 +20,36 @@ _MAX_LOG_RATIO = math.log(1000 / 16)  # of predicted sides to those of the ancho
 
 @dataclass(frozen=True)
 class Anchors:
-    """boxes: (P, 4) absolute xyxy. strides: (P,) of each one's level. per_cell: A. level_sizes: L, anchors per level.
+    """boxes: (P, 4) absolute xyxy. per_cell: A.
 
-    valid_sizes: B x L, how many anchors of a level lie on the image. valid_index: B tensors, which those are.
+    level_strides, level_sizes: L, stride and number of anchors of every level. valid_sizes: B x L, how many of them lie
+    on the image. valid_index: B tensors, which those are.
     """
 
     boxes: Tensor
-    strides: Tensor
     per_cell: int
+    level_strides: tuple[int, ...]
     level_sizes: tuple[int, ...]
     valid_sizes: tuple[tuple[int, ...], ...]
     valid_index: tuple[Tensor, ...]
 
     @property
+    def strides(self) -> Tensor:
+        """(P,) of each one's level, in pixels."""
+        return self.per_level(self.level_strides)
+
+    @property
     def centers(self) -> Tensor:
         """(P, 2)"""
         return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    def per_level(self, values: Sequence[float]) -> Tensor:
+        """L numbers -> (P,), that of each one's level; filled on the device."""
+        return torch.cat([self.boxes.new_full((size,), v) for v, size in zip(values, self.level_sizes, strict=True)])
+
+    def of_image(self, image: int) -> Tensor:
+        """(anchors on that image, 4): without those in its padding."""
+        return self.boxes[self.valid_index[image]]
 
     def valid(self) -> Tensor:
         """(B, P) bool: on the image, not in its padding."""
@@ -70,20 +84,19 @@ def place_anchors(pyramid: HeadPyramid, cell_anchors: Tensor, *, offset: float =
     feature = pyramid.maps[0]
     cell_anchors = cell_anchors.to(feature.device, coordinate_dtype(feature))
     per_cell = len(cell_anchors)
-    boxes, strides, level_sizes = [], [], []
+    boxes, level_sizes = [], []
     for level_map, stride in zip(pyramid.maps, pyramid.strides, strict=True):
         h, w = level_map.shape[-2:]
         y, x = (torch.arange(n, device=cell_anchors.device, dtype=cell_anchors.dtype) + offset for n in (h, w))
         x, y = x.expand(h, w), y[:, None].expand(h, w)
         shift = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)  # (h * w, 1, 4)
         boxes.append((shift * stride + cell_anchors * stride).flatten(0, 1))
-        strides.append(boxes[-1].new_full((len(boxes[-1]),), stride))
         level_sizes.append(h * w * per_cell)
     cells = [valid_cells(pyramid, size) for size in pyramid.image_sizes]
     return Anchors(
         boxes=torch.cat(boxes),
-        strides=torch.cat(strides),
         per_cell=per_cell,
+        level_strides=tuple(pyramid.strides),
         level_sizes=tuple(level_sizes),
         valid_sizes=tuple(tuple(h * w * per_cell for h, w in levels) for levels in cells),
         valid_index=tuple(_valid_index(pyramid, levels, per_cell) for levels in cells),

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dinox.losses import sigmoid_focal_loss
 from dinox.matching import assign_atss
-from dinox.modeling.auxiliary.anchors import Anchors, apply_deltas, place_anchors, square_anchor
-from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, LevelScales, check_pyramid
+from dinox.modeling.auxiliary.anchors import Anchors, apply_deltas, square_anchor
+from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, LevelScales
+from dinox.modeling.auxiliary.dense import DenseHead
 from dinox.modeling.auxiliary.detection import DenseDetections
-from dinox.modeling.auxiliary.targets import (
-    DenseTargets,
-    at_least_one,
-    centerness,
-    find_targets,
-    samples_of,
-)
-from dinox.structures import HeadOutput, HeadPyramid, generalized_box_iou, side_distances
+from dinox.modeling.auxiliary.targets import DenseTargets, at_least, centerness
+from dinox.structures import generalized_box_iou, side_distances
 
 DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
-class ATSSHead(nn.Module):
+class ATSSHead(DenseHead):
     """One square anchor per cell, positives by :func:`~dinox.matching.assign_atss`, and a centerness.
 
     Losses: ``class`` (focal), ``giou`` (weighted by centerness) and ``centerness``; the weights are Co-DETR's, before
@@ -53,55 +44,39 @@ class ATSSHead(nn.Module):
         centerness_weight: float = 1.0,
         detections: DenseDetections | None = None,
     ):
-        super().__init__()
-        self.branches = DenseBranches(
+        branches = DenseBranches(
             embed_dim=embed_dim,
             num_classes=num_classes,
             num_convs=num_convs,
             quality_channels=1,
             level_scales=LevelScales(num_levels=num_levels),
         )
-        self.num_levels, self.top_k = num_levels, top_k
+        super().__init__(
+            branches=branches,
+            num_levels=num_levels,
+            cell_anchors=square_anchor(),
+            detections=detections or DenseDetections(),
+        )
+        self.top_k = top_k
         self.class_weight, self.giou_weight, self.centerness_weight = class_weight, giou_weight, centerness_weight
-        self.detections = detections or DenseDetections()
 
-    def forward(self, pyramid: HeadPyramid, instances: Sequence[Instances]) -> HeadOutput:
-        """instances: ``gt_boxes`` (absolute xyxy in the frame of the image without padding) and ``gt_classes``."""
-        anchors = self.place_anchors(pyramid)
-        targets = find_targets(anchors, instances, lambda image, objects: self._assign(anchors, image, objects))
-        losses = self.losses(self.branches(pyramid), anchors, targets)
-        return HeadOutput(losses, samples_of(pyramid, anchors, targets))
-
-    def place_anchors(self, pyramid: HeadPyramid) -> Anchors:
-        check_pyramid(pyramid, self.num_levels, type(self).__name__)
-        return place_anchors(pyramid, square_anchor())
+    def assign(
+        self, anchors: Anchors, predictions: DensePredictions, image: int, boxes: Tensor, labels: Tensor
+    ) -> Tensor:
+        return assign_atss(anchors.of_image(image), anchors.valid_sizes[image], boxes, top_k=self.top_k)
 
     def losses(self, predictions: DensePredictions, anchors: Anchors, targets: DenseTargets) -> dict[str, Tensor]:
-        """Padding learns nothing. Class and centerness are means over positives, GIoU over their centerness."""
+        """Class and centerness are means over positives, GIoU over their centerness."""
         num_positives = targets.num_positives()
         wanted = centerness(side_distances(anchors.centers, targets.boxes)) * targets.positive  # (B, P)
         class_loss = sigmoid_focal_loss(predictions.logits, targets.one_hot_labels(predictions.logits))
-        boxes = apply_deltas(anchors.boxes, predictions.boxes, DELTA_STDS)
-        giou_loss = (1 - generalized_box_iou(boxes, targets.boxes)) * wanted
+        giou_loss = (1 - generalized_box_iou(self.decode(anchors, predictions), targets.boxes)) * wanted
         quality_loss = F.binary_cross_entropy_with_logits(predictions.quality, wanted, reduction="none")
         return {
             "class": self.class_weight * (class_loss * targets.counted[..., None]).sum() / num_positives,
-            "giou": self.giou_weight * giou_loss.sum() / at_least_one(wanted.sum()),
+            "giou": self.giou_weight * giou_loss.sum() / at_least(1, wanted.sum()),
             "centerness": self.centerness_weight * (quality_loss * targets.positive).sum() / num_positives,
         }
 
-    @torch.no_grad()
-    def detect(self, pyramid: HeadPyramid) -> list[Instances]:
-        """``pred_boxes`` (absolute xyxy), ``scores`` and ``pred_classes`` of every image."""
-        anchors, predictions = self.place_anchors(pyramid), self.branches(pyramid)
-        return self.detections(
-            pyramid,
-            anchors,
-            probability=predictions.logits.sigmoid(),
-            boxes=apply_deltas(anchors.boxes, predictions.boxes, DELTA_STDS),
-            quality=predictions.quality.sigmoid(),
-        )
-
-    def _assign(self, anchors: Anchors, image: int, objects: Tensor) -> Tensor:
-        on_image = anchors.boxes[anchors.valid_index[image]]
-        return assign_atss(on_image, anchors.valid_sizes[image], objects, top_k=self.top_k)
+    def decode(self, anchors: Anchors, predictions: DensePredictions) -> Tensor:
+        return apply_deltas(anchors.boxes, predictions.boxes, DELTA_STDS)

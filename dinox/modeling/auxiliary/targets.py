@@ -18,9 +18,9 @@ from dinox.modeling.auxiliary.anchors import Anchors
 from dinox.structures import BACKGROUND, HeadPyramid, HeadSamples
 from dinox.utils.distributed import average_across_ranks
 
-Assign = Callable[[int, Tensor], Tensor]
-"""Image of the batch and its objects (M, 4), absolute xyxy -> (anchors on that image,) int64: the object, -1 =
-background, -2 = neither."""
+Assign = Callable[[int, Tensor, Tensor], Tensor]
+"""Image of the batch, its objects' boxes (M, 4), absolute xyxy, and labels (M,) -> (anchors on that image,) int64: the
+object, -1 = background, -2 = neither."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,17 @@ class DenseTargets:
 
     def one_hot_labels(self, logits: Tensor) -> Tensor:
         """(B, P, K) as ``logits``, 1 at the class of positives."""
-        hot = torch.zeros_like(logits)
-        return hot.scatter_(-1, self.labels[..., None], self.positive[..., None].to(hot))
+        return one_hot(self.labels, self.positive, like=logits)
 
     def num_positives(self) -> Tensor:
         """Positives of the batch, an image without any counting as one (mmdetection); averaged over ranks."""
-        return at_least_one(self.positive.sum(1).clamp(min=1).sum().float())
+        return at_least(1, self.positive.sum(1).clamp(min=1).sum().float())
+
+
+def one_hot(labels: Tensor, present: Tensor, *, like: Tensor) -> Tensor:
+    """labels: (...) int64, present: (...) bool -> as ``like`` (..., K): 1 at the label where one is present, else 0."""
+    hot = torch.zeros_like(like)
+    return hot.scatter_(-1, labels[..., None], present[..., None].to(hot))
 
 
 @torch.no_grad()
@@ -52,10 +57,10 @@ def find_targets(anchors: Anchors, instances: Sequence[Instances], assign: Assig
     """``assign`` sees one image and its own anchors at a time: an image does not depend on its batch."""
     valid = anchors.valid()
     boxes = [each.gt_boxes.tensor.to(anchors.boxes) for each in instances]
-    labels = [each.gt_classes.long() for each in instances]
+    labels = [each.gt_classes.to(valid.device, torch.int64) for each in instances]
     assigned = torch.full_like(valid, BACKGROUND, dtype=torch.int64)
-    for image, (index, objects) in enumerate(zip(anchors.valid_index, boxes, strict=True)):
-        assigned[image, index] = assign(image, objects)
+    for image, index in enumerate(anchors.valid_index):
+        assigned[image, index] = assign(image, boxes[image], labels[image])
     return as_targets(assigned, valid, boxes, labels)
 
 
@@ -79,9 +84,9 @@ def as_targets(assigned: Tensor, valid: Tensor, boxes: Sequence[Tensor], labels:
     )
 
 
-def at_least_one(value: Tensor) -> Tensor:
-    """A normaliser: averaged over ranks, never below 1."""
-    return average_across_ranks(value.detach()).clamp(min=1)
+def at_least(floor: float, value: Tensor) -> Tensor:
+    """A normaliser: averaged over ranks, never below ``floor``."""
+    return average_across_ranks(value.detach()).clamp(min=floor)
 
 
 def samples_of(pyramid: HeadPyramid, anchors: Anchors, targets: DenseTargets) -> HeadSamples:

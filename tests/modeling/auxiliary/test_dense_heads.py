@@ -5,12 +5,16 @@ import torch
 from detectron2.structures import pairwise_iou
 from torch import nn
 
-from dinox.modeling.auxiliary import ATSSHead
+from dinox.modeling.auxiliary import ATSSHead, FCOSHead, GFLHead, PAAHead, RetinaNetHead
 from dinox.structures import HeadPyramid
 from tests.modeling.auxiliary.scenes import EMBED_DIM, NUM_CLASSES, STRIDES, make_objects, make_pyramid
 
 HEADS = {
     ATSSHead: {"class", "giou", "centerness"},
+    RetinaNetHead: {"class", "giou"},
+    FCOSHead: {"class", "giou", "centerness"},
+    GFLHead: {"class", "giou", "dfl"},
+    PAAHead: {"class", "giou", "iou"},
 }
 SIZES = ((96, 128), (64, 90))
 heads = pytest.mark.parametrize("kind", HEADS, ids=lambda kind: kind.__name__)
@@ -51,23 +55,30 @@ def test_objects_outside_of_the_image_find_no_positives_and_leave_finite_losses(
 
 @heads
 def test_an_image_is_assigned_alike_alone_and_in_a_batch(kind):
-    """The small image fills a part of the maps; in the batch it has padding, whose places are background."""
-    head, together = make_head(kind), make_pyramid(SIZES)
+    """The small image fills a part of the maps; in the batch it has padding, whose places are background.
+
+    PAA assigns by what is predicted. So that this is the same, there are no towers and nothing in the padding.
+    """
+    head, together = make_head(kind, num_convs=0), make_pyramid(SIZES)
+    cells = [tuple(-(-pixels // stride) for pixels in SIZES[1]) for stride in STRIDES]
+    alone = HeadPyramid([m[1:, :, :h, :w] for m, (h, w) in zip(together.maps, cells)], STRIDES, SIZES[1:])
+    for level_map, (h, w) in zip(together.maps, cells):
+        level_map[1, :, h:] = 0
+        level_map[1, :, :, w:] = 0
     instances = [make_objects(size, 6, seed=1) for size in SIZES]
-    in_batch = head(together, instances).samples
-    start = 0
-    for level, stride in enumerate(STRIDES):
-        h, w = together.maps[level].shape[-2:]
-        rows, columns = (-(-pixels // stride) for pixels in SIZES[1])
-        per_cell = in_batch.boxes.shape[1] // sum(m[0, 0].numel() for m in together.maps)
-        own = in_batch.target_index[1, start : start + h * w * per_cell].view(h, w, per_cell)
-        start += h * w * per_cell
-        alone_maps = [m[1:, :, : -(-SIZES[1][0] // s), : -(-SIZES[1][1] // s)] for m, s in zip(together.maps, STRIDES)]
-        alone = head(HeadPyramid(alone_maps, STRIDES, SIZES[1:]), instances[1:]).samples.target_index[0]
-        before = sum(m[0, 0].numel() for m in alone_maps[:level]) * per_cell
-        expected = alone[before : before + rows * columns * per_cell].view(rows, columns, per_cell)
-        assert own[:rows, :columns].equal(expected)
-        assert own[rows:].eq(-1).all() and own[:, columns:].eq(-1).all()
+    in_batch, by_itself = head(together, instances).samples, head(alone, instances[1:]).samples
+    found = as_grids(in_batch.target_index[1], together)
+    for own, expected, (h, w) in zip(found, as_grids(by_itself.target_index[0], alone), cells, strict=True):
+        assert own[:h, :w].equal(expected)
+        assert own[h:].eq(-1).all() and own[:, w:].eq(-1).all()
+    assert in_batch.target_index[1].max() >= 0
+
+
+def as_grids(values: torch.Tensor, pyramid: HeadPyramid) -> list[torch.Tensor]:
+    """(P,) of one image -> per level (h, w, anchors of a cell)."""
+    per_cell = len(values) // sum(m[0, 0].numel() for m in pyramid.maps)
+    levels = values.split([m[0, 0].numel() * per_cell for m in pyramid.maps])
+    return [each.view(*m.shape[-2:], per_cell) for each, m in zip(levels, pyramid.maps, strict=True)]
 
 
 @heads
