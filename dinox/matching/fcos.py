@@ -3,6 +3,8 @@
 Legend: P places (points) of one image, M objects.
 """
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -31,11 +33,11 @@ def assign_fcos(
     """
     if len(objects) == 0:
         return torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device)
-    distances = side_distances(points[:, None], objects[None].expand(len(points), -1, 4))  # (P, M, 4)
-    farthest = distances.amax(-1)  # (P, M)
+    distances = side_distances(points[:, None], objects[None].expand(len(points), -1, 4)).unbind(-1)  # 4 x (P, M)
+    nearest, farthest = (reduce(extremum, distances) for extremum in (torch.minimum, torch.maximum))
     in_range = (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
-    off_center = (points[:, None] - xyxy_to_cxcywh(objects)[:, :2]).abs().amax(-1)  # (P, M)
-    in_center = (distances.amin(-1) > 0) & (off_center < center_radius * strides[:, None])
+    x_off_center, y_off_center = (points[:, None] - xyxy_to_cxcywh(objects)[:, :2]).abs().unbind(-1)  # (P, M) each
+    in_center = (nearest > 0) & (torch.maximum(x_off_center, y_off_center) < center_radius * strides[:, None])
     area = torch.where(in_range & in_center, box_area(objects), torch.inf)  # (P, M)
     smallest, index = area.min(1)
     return torch.where(smallest.isfinite(), index, BACKGROUND)
