@@ -16,6 +16,7 @@ from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, c
 from dinox.modeling.auxiliary.detection import DenseDetections
 from dinox.modeling.auxiliary.targets import DenseTargets, find_targets, samples_of
 from dinox.structures import HeadOutput, HeadPyramid
+from dinox.utils.ranges import check_range
 
 
 class DenseHead(nn.Module):
@@ -38,6 +39,7 @@ class DenseHead(nn.Module):
         detections: DenseDetections,
     ):
         super().__init__()
+        check_range("num_levels", num_levels, 1)
         self.branches, self.num_levels = branches, num_levels
         self.register_buffer("cell_anchors", cell_anchors, persistent=False)
         self.anchor_offset, self.detections = anchor_offset, detections

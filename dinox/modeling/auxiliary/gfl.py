@@ -90,7 +90,8 @@ class GFLHead(DenseHead):
     def decode(self, anchors: Anchors, predictions: DensePredictions) -> Tensor:
         """Of every distribution its mean."""
         distances = torch.arange(self.max_distance + 1, device=predictions.boxes.device).to(predictions.boxes)
-        in_strides = self._distributions(predictions).softmax(-1) @ distances  # (B, P, 4)
+        # Not a matrix product, which autocast would round to half precision.
+        in_strides = (self._distributions(predictions).softmax(-1) * distances).sum(-1)  # (B, P, 4)
         return apply_distances(anchors.centers, in_strides * anchors.strides[:, None])
 
     def _class_loss(self, predictions: DensePredictions, boxes: Tensor, targets: DenseTargets) -> Tensor:

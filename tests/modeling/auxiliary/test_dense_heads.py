@@ -162,3 +162,12 @@ def test_losses_under_autocast_are_float32(kind):
         output = make_head(kind)(make_pyramid(SIZES), [make_objects(size, 2) for size in SIZES])
     assert {loss.dtype for loss in output.losses.values()} == {torch.float32}
     assert output.samples.boxes.dtype == torch.float32
+
+
+@heads
+def test_boxes_are_decoded_in_float32_under_autocast(kind):
+    head, pyramid = make_head(kind), make_pyramid(SIZES)
+    anchors, predictions = head.place_anchors(pyramid), head.branches(pyramid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = head.decode(anchors, predictions)
+    assert under_autocast.equal(head.decode(anchors, predictions))
