@@ -17,6 +17,7 @@ from dinox.layers.decoder_layer import DecoderLayer
 from dinox.layers.deformable_attention import DeformableAttention
 from dinox.layers.encoder_layer import EncoderLayer
 from dinox.layers.feed_forward import MLP, Activation, FeedForward, xavier_init
+from dinox.layers.normalization import GroupNorm, group_norm
 from dinox.layers.position_embedding import (
     SinePositionEmbedding,
     sine_anchor_embedding,
@@ -38,6 +39,7 @@ __all__ = [
     "DeformableAttention",
     "EncoderLayer",
     "FeedForward",
+    "GroupNorm",
     "MemoryAttention",
     "QuerySelfAttention",
     "RowColumnAttention",
@@ -45,6 +47,7 @@ __all__ = [
     "SameRangeBoxNoise",
     "SinePositionEmbedding",
     "draw_box_noise",
+    "group_norm",
     "make_box_head",
     "make_class_head",
     "move_anchors",

@@ -2,6 +2,7 @@
 
 from dinox.losses.box import GIoULoss, L1Loss
 from dinox.losses.by_group import LossByGroup
+from dinox.losses.distribution import distribution_focal_loss
 from dinox.losses.focal import FocalLoss, quality_focal_loss, sigmoid_focal_loss
 from dinox.losses.position_supervised import (
     PositionSupervisedLoss,
@@ -21,6 +22,7 @@ __all__ = [
     "PositionSupervisedLoss",
     "QualityFocalLoss",
     "SoftmaxLoss",
+    "distribution_focal_loss",
     "largest_iou",
     "matched_iou",
     "position_targets",

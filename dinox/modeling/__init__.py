@@ -1,5 +1,6 @@
 """Parts of detection transformers, and the one meta-architecture that joins them; ROI heads for detectron2's own."""
 
+from dinox.modeling.auxiliary import ATSSHead, DenseDetections, FCOSHead, GFLHead, PAAHead, RetinaNetHead
 from dinox.modeling.backbone import build_resnet
 from dinox.modeling.criterion import Criterion
 from dinox.modeling.decoder import ConditionalDecoder, DeformableDecoder, DenseDecoder, RowColumnDecoder
@@ -56,6 +57,7 @@ from dinox.modeling.queries import (
 from dinox.modeling.roi_heads import BoxDenoising, DenoisingCascadeROIHeads, DenoisingROIHeads
 
 __all__ = [
+    "ATSSHead",
     "AnchorBoxes",
     "AnchorEmbedding",
     "AnchorPoints",
@@ -76,6 +78,7 @@ __all__ = [
     "DenoisingQueries",
     "DenoisingROIHeads",
     "DenseDecoder",
+    "DenseDetections",
     "DenseEncoder",
     "DenseFusion",
     "DetectionTransformer",
@@ -83,8 +86,10 @@ __all__ = [
     "EmbeddedAnchors",
     "EmbeddedBoxes",
     "EmbeddedProposals",
+    "FCOSHead",
     "FixedGroups",
     "FullVisibility",
+    "GFLHead",
     "KnownLabelQueries",
     "LabelEmbedding",
     "LearnedAnchors",
@@ -95,11 +100,13 @@ __all__ = [
     "MatchingQueries",
     "MemoryBuilder",
     "OneClassPerImage",
+    "PAAHead",
     "PatternContent",
     "PredictionHeads",
     "QueryGroups",
     "QuerySelection",
     "RepeatedAnchors",
+    "RetinaNetHead",
     "RowColumnDecoder",
     "RowColumnEncoder",
     "SameRangeBoxNoise",

@@ -6,6 +6,7 @@ from dinox.structures.boxes import (
     cxcywh_to_xyxy,
     generalized_box_iou,
     inverse_sigmoid,
+    side_distances,
     xyxy_to_cxcywh,
 )
 from dinox.structures.memory import FeaturePyramid, Memory, flatten_pyramid
@@ -46,5 +47,6 @@ __all__ = [
     "flatten_pyramid",
     "generalized_box_iou",
     "inverse_sigmoid",
+    "side_distances",
     "xyxy_to_cxcywh",
 ]

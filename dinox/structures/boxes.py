@@ -50,7 +50,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     """
     top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
-    overlap = (bottom_right - top_left).clamp(min=0).prod(-1)
+    overlap = _product((bottom_right - top_left).clamp(min=0))
     union = box_area(boxes1) + box_area(boxes2) - overlap
     return overlap / (union + _DIVISION_EPS), union
 
@@ -60,5 +60,17 @@ def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     iou, union = box_iou(boxes1, boxes2)
     top_left = torch.minimum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = torch.maximum(boxes1[..., 2:], boxes2[..., 2:])
-    enclosing = (bottom_right - top_left).clamp(min=0).prod(-1)
+    enclosing = _product((bottom_right - top_left).clamp(min=0))
     return iou - (enclosing - union) / (enclosing + _DIVISION_EPS)
+
+
+def _product(sides: Tensor) -> Tensor:
+    """(..., 2) -> (...). Several times as fast as ``prod(-1)`` where there are many."""
+    width, height = sides.unbind(-1)
+    return width * height
+
+
+def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """points (..., 2), xyxy boxes (..., 4) -> (..., 4): how far the left, top, right and bottom side is; negative where
+    the point lies beyond it."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from dinox.losses import FocalLoss, GIoULoss, L1Loss, SoftmaxLoss, quality_focal_loss, sigmoid_focal_loss
+from dinox.losses import (
+    FocalLoss,
+    GIoULoss,
+    L1Loss,
+    SoftmaxLoss,
+    distribution_focal_loss,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+)
 from dinox.structures import MatchedPredictions, Targets
 
 
@@ -32,6 +40,13 @@ def test_quality_focal_loss_is_zero_at_the_quality_but_for_its_entropy():
     assert loss.tolist() == pytest.approx([0.25 * math.log(2), 0.0, 0.25 * math.log(2), 0.25 * math.log(2)])
     balanced = quality_focal_loss(torch.zeros(4), quality, positive, alpha=0.25)
     assert (balanced / 0.25 / math.log(2)).tolist() == pytest.approx([0.25, 0.0, 0.25, 0.75])
+
+
+def test_distribution_focal_loss_is_the_cross_entropy_of_both_neighbours():
+    """Of 0, 1, 2 with probabilities 1/2, 1/4, 1/4: 0.25 is three parts 0 and one part 1; 1 is 1 alone."""
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().expand(2, 3)
+    loss = distribution_focal_loss(logits, torch.tensor([0.25, 1.0]))
+    assert loss.tolist() == pytest.approx([0.75 * math.log(2) + 0.25 * math.log(4), math.log(4)])
 
 
 def test_focal_loss_counts_background_for_all_classes():
