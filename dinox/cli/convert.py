@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--category-ids",
         metavar="IDS",
         type=_category_ids,
-        help="of dino and dn-detr, whose class rows are category ids: those of the classes, such as 1-20,25 (default: "
-        "COCO's 80 of 91 rows, else all)",
+        help="of dino, dn-detr and h-detr, whose class rows are category ids: those of the classes, such as 1-20,25 "
+        "(default: COCO's 80 of 91 rows, else all)",
     )
     parser.add_argument("--partial", action="store_true", help="write what fits, though the model needs more")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT, and the files of --dump and --json")

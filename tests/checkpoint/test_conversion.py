@@ -26,6 +26,7 @@ DETREX = {
     "detrex_deformable_detr_r50_two_stage_50ep": "deformable_detr/deformable_detr_r50_two_stage_50ep",
     "detrex_dab_deformable_detr_r50_50ep": "dab_detr/dab_deformable_detr_r50_50ep",
     "detrex_dn_deformable_detr_r50_50ep": "dn_detr/dn_deformable_detr_r50_50ep",
+    "detrex_h_deformable_detr_r50_two_stage_12ep": "h_detr/h_deformable_detr_r50_12ep",
 }
 """Recorded names of a checkpoint -> the config that it fills."""
 
@@ -40,6 +41,13 @@ DN_DETR = {
 }
 STABLE_DINO = {"stabledino_r50_4scale": "stable_dino/stable_dino_r50_4scale_12ep"}
 WRITTEN = [(keys, source) for source, lists in (("detrex", DETREX), ("stable-dino", STABLE_DINO)) for keys in lists]
+H_DETR = {
+    "hdetr_r50_two_stage_12ep": ("h_detr/h_deformable_detr_r50_12ep", []),
+    "hdetr_repo_deformable_detr_r50_two_stage": (
+        "deformable_detr/deformable_detr_r50_two_stage_50ep",
+        ["model.encoder.feed_forward_dim=2048"],
+    ),
+}
 CLASS_WEIGHTS = "criterion.empty_weight"
 """The one tensor of a checkpoint that has no counterpart: it is made anew."""
 
@@ -80,6 +88,11 @@ def test_published_detrex_checkpoints_fill_the_model_exactly(keys, config):
 )
 def test_published_official_checkpoints_fill_the_model_exactly(keys, config, source):
     assert shapes(convert(published(keys), source=source)) == model_shapes(config)
+
+
+@pytest.mark.parametrize(("keys", "config", "overrides"), [(keys, *config) for keys, config in H_DETR.items()])
+def test_published_checkpoints_of_h_detr_fill_the_model_exactly(keys, config, overrides):
+    assert shapes(convert(published(keys), source="h-detr")) == model_shapes(config, *overrides)
 
 
 @pytest.mark.parametrize(("keys", "source"), WRITTEN)
@@ -187,7 +200,7 @@ def test_a_category_id_without_a_row_is_an_error():
 
 
 def test_category_ids_are_for_rows_that_are_ids():
-    with pytest.raises(ValueError, match="of dino, dn-detr; the classes of detrex are numbered"):
+    with pytest.raises(ValueError, match="of dino, dn-detr, h-detr; the classes of detrex are numbered"):
         convert({"label_enc.weight": torch.zeros(3, 4)}, "detrex", category_ids=[1])
 
 
@@ -236,10 +249,12 @@ def test_an_unknown_source_is_an_error_with_a_suggestion(name, meant):
 
 # -------------------------------------------------------------------------------------------------------------- guess
 
+_SOURCES = {"detrex": DETREX, "stable-dino": STABLE_DINO, "dino": DINO, "dn-detr": DN_DETR, "h-detr": H_DETR}
+
 
 @pytest.mark.parametrize(
     ("keys", "source"),
-    [*WRITTEN, *((keys, source) for source, lists in (("dino", DINO), ("dn-detr", DN_DETR)) for keys in lists)],
+    [(keys, source) for source, lists in _SOURCES.items() for keys in lists],
 )
 def test_the_source_shows_in_the_names(keys, source):
     assert guess_source(published(keys)) == source

@@ -114,6 +114,71 @@ def test_with_patterns_anchor_boxes_are_those_that_are_repeated(source, theirs, 
     assert name_in_dinox(patterns, source, known) == "query_groups.matching.content.patterns.weight"
 
 
+# ------------------------------------------------------------------------------------------------------------- H-DETR
+
+QUERY_TABLES = {"h-detr": "query_embed.weight", "detrex": "query_embedding.weight"}
+
+
+def content_queries(source, num_rows):
+    """Row numbers of the content queries of every group."""
+    rows = torch.arange(num_rows * 2.0).view(-1, 2) // 2
+    weights = {QUERY_TABLES[source]: rows, "transformer.pos_trans.weight": torch.zeros(4, 4)}
+    converted = convert(weights, source)
+    assert converted.pop("query_groups.anchor_embedding.projection.weight") is weights["transformer.pos_trans.weight"]
+    return {name.split(".")[1]: tensor[:, 0].int().tolist() for name, tensor in converted.items()}
+
+
+@pytest.mark.parametrize("source", QUERY_TABLES)
+@pytest.mark.parametrize("matching", [300, 900])
+def test_the_last_1500_content_queries_are_the_one_to_many_ones(source, matching):
+    assert content_queries(source, matching + 1500) == {
+        "matching": list(range(matching)),
+        "one_to_many": list(range(matching, matching + 1500)),
+    }
+    assert content_queries(source, matching) == {"matching": list(range(matching))}
+
+
+@pytest.mark.parametrize("source", QUERY_TABLES)
+def test_without_content_queries_the_embedding_makes_them(source):
+    assert name_in_dinox("transformer.pos_trans.bias", source) == "query_groups.matching.projection.bias"
+    known = [QUERY_TABLES[source], "transformer.pos_trans.weight"]
+    assert name_in_dinox("transformer.pos_trans_norm.bias", source, *known) == "query_groups.anchor_embedding.norm.bias"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("norm1", "cross_attention_norm"), ("norm2", "self_attention_norm"), ("norm3", "feed_forward_norm")],
+)
+def test_norms_of_h_detrs_decoder_follow_the_other_attention(theirs, ours):
+    assert name_in_dinox(f"{LAYER}{theirs}.weight", "h-detr") == f"{OUR_LAYER}{ours}.weight"
+
+
+def test_the_encoders_row_0_is_any_object_and_stays_where_proposals_are_ranked_by_it():
+    """Of 91 rows of the decoder's heads, those of the COCO ids stay; id 0 is none of them."""
+    weights = {f"class_embed.{layer}.bias": torch.arange(91.0) for layer in (0, 1, 2)}
+    converted = convert(weights | {LAYER + "linear1.bias": torch.zeros(3)}, "h-detr")
+    assert converted["heads.class_heads.0.bias"].tolist() == list(COCO_IDS)
+    assert converted["query_selection.class_head.bias"].tolist() == [0, *COCO_IDS[1:]]
+
+
+def test_h_detr_goes_to_detrex_and_comes_back():
+    weights = build_small("h_detr/h_deformable_detr_r50_12ep").state_dict()
+    theirs = convert(weights, "dinox", "detrex")
+    assert len(theirs["query_embedding.weight"]) == 20 + 1500
+    conversion = read(theirs, "detrex")
+    assert conversion.settings[LOOK_FORWARD] == "twice"
+    assert conversion.weights.keys() == weights.keys()
+    assert all(torch.equal(conversion.weights[name], tensor) for name, tensor in weights.items())
+
+
+def test_detrex_has_no_counterpart_of_another_number_of_one_to_many_queries():
+    weights = build_small(
+        "h_detr/h_deformable_detr_r50_12ep", "model.query_groups.one_to_many.content.num_queries=30"
+    ).state_dict()
+    with pytest.raises(ValueError, match=r"has no counterpart of 1 of .*query_groups\.one_to_many\.content"):
+        convert(weights, "dinox", "detrex")
+
+
 # ------------------------------------------------------------------------------------------------------------- detrex
 
 

@@ -25,6 +25,11 @@ def readme_commands() -> list[list[str]]:
     ]
 
 
+def deep_enough(config: str) -> list[str]:
+    """Shallow backbones cannot be dilated."""
+    return ["model.backbone.bottom_up.depth=50"] if "dc5" in config else []
+
+
 def test_there_are_configs_and_commands():
     assert "dino/dino_r50_4scale_12ep" in CONFIGS
     assert len(readme_commands()) > 10
@@ -32,8 +37,7 @@ def test_there_are_configs_and_commands():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_trains_and_detects(name):
-    deep_enough = ["model.backbone.bottom_up.depth=50"] if "dc5" in name else []  # shallow ones cannot be dilated
-    model = build_small(name, *deep_enough)
+    model = build_small(name, *deep_enough(name))
     num_classes = load_config(name).dataloader.train.mapper.num_classes
     inputs = [make_input(64, 96, 2, num_classes=num_classes), make_input(50, 40, 0)]
     keys = assert_trains_one_step(model, inputs).keys()
@@ -49,5 +53,5 @@ def test_commands_of_the_readmes_build_models_that_train(arguments):
     overrides = [argument for argument in arguments if "=" in argument]
     cfg = load_config(str(ROOT / config), overrides)
     assert cfg.train.output_dir
-    model = build_small(str(ROOT / config), *overrides)
+    model = build_small(str(ROOT / config), *deep_enough(config), *overrides)
     assert_trains_one_step(model, [make_input(64, 64, 2, num_classes=cfg.dataloader.train.mapper.num_classes)])

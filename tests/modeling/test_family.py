@@ -20,6 +20,9 @@ BASES = [
     "deformable_detr/deformable_detr_r50_two_stage_50ep",
     "stable_dino/stable_deformable_detr_r50_12ep",
     "stable_dino/stable_dab_deformable_detr_r50_12ep",
+    "h_detr/deformable_detr_plus_plus_r50_12ep",
+    "h_detr/h_deformable_detr_r50_12ep",
+    "group_detr/group_dab_detr_r50_dc5_12ep",
 ]
 DINOS = ["dino/dino_r50_4scale_12ep", "dino/ablation_pure_selection", "dino/ablation_static_queries"]
 WITH_DENOISING = [
@@ -36,6 +39,7 @@ WITH_DENOISING = [
     "dn_detr/dino_dn_r50_4scale_12ep",
     "stable_dino/stable_dino_r50_4scale_12ep",
     "stable_dino/stable_dino_r50_4scale_12ep_released",
+    "group_detr/dn_group_dab_detr_r50_dc5_12ep",
 ]
 
 

@@ -212,7 +212,7 @@ def test_lambda_is_an_override():
 
 
 def test_the_loss_of_group_detr_is_the_mean_over_its_groups():
-    """1 of 11 groups is the matching one; a third of the losses of one object has the weight of a third of all."""
+    """The matching queries are 1 of 11 groups; those of the 10 others are divided by 10 times the objects."""
     weight = build(GROUP_DETR).criterion.weight
     for loss, whole in (("class", 1.0), ("bbox", 5.0), ("giou", 2.0)):
         assert weight("matching", loss) == pytest.approx(whole / 11)

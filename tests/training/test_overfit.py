@@ -44,6 +44,12 @@ ONE_LEVEL = [
 ]
 UNDILATED = "model.backbone.bottom_up.res5_dilation=1"
 DYNAMIC_GROUPS = ["model.query_groups.denoising.groups.num_queries=40"]
+FEW_ONE_TO_MANY = ["model.query_groups.one_to_many.content.num_queries=120"]
+FEW_GROUPS = [
+    "model.query_groups.other_groups.num_groups=3",
+    "model.criterion.group_weights.matching=0.25",
+    "model.criterion.group_weights.other_groups=0.75",
+]
 DETECTORS = {
     "dino/dino_r50_4scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
     "dino/dino_r50_5scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
@@ -65,6 +71,8 @@ DETECTORS = {
     "dn_detr/dn_dab_deformable_detr_two_stage_r50_50ep": SEVERAL_LEVELS,
     "dab_detr/dab_deformable_encoder_detr_r50_3patterns_50ep": SEVERAL_LEVELS,
     "dn_detr/dn_deformable_encoder_detr_r50_50ep": SEVERAL_LEVELS,
+    "h_detr/deformable_detr_plus_plus_r50_12ep": SEVERAL_LEVELS,
+    "h_detr/h_deformable_detr_r50_12ep": [*SEVERAL_LEVELS, *FEW_ONE_TO_MANY],
     "detr/detr_r50_500ep": ONE_LEVEL,
     "conditional_detr/conditional_detr_r50_50ep": ONE_LEVEL,
     "anchor_detr/anchor_detr_r50_50ep": ONE_LEVEL,
@@ -75,6 +83,7 @@ DETECTORS = {
     "dn_detr/dn_anchor_detr_r50_dc5_12ep": [*ONE_LEVEL, UNDILATED],
     "dn_detr/dn_detr_r50_50ep": ONE_LEVEL,
     "dn_detr/dn_detr_r50_dc5_3patterns_12ep": [*ONE_LEVEL, UNDILATED],
+    "group_detr/group_dab_detr_r50_dc5_12ep": [*ONE_LEVEL, UNDILATED, *FEW_GROUPS],
 }
 
 

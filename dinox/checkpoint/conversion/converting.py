@@ -49,12 +49,13 @@ def convert(
     Args:
         state_dict: the weights (of a ``{"model": ...}`` file: that entry).
         source: whose they are: "detrex" (its DETR, Conditional DETR, Anchor DETR, DAB-DETR, DN-DETR, Deformable DETR,
-            DAB- and DN-Deformable-DETR and DINO; where heads are separate by layer, load into a model with
+            DAB- and DN-Deformable-DETR, H-DETR and DINO; where heads are separate by layer, load into a model with
             ``heads.shared=False``), "dino", "dn-detr" and "stable-dino" (those of their authors, IDEA-Research),
-            "dinox", or for ResNets "torchvision", "timm" and "detectron2" (Caffe2's names are taken too).
+            "h-detr" (its authors', and their Deformable DETR), "dinox", or for ResNets "torchvision", "timm" and
+            "detectron2" (Caffe2's names are taken too).
         target: "dinox", "detrex" or "stable-dino".
-        category_ids: for "dino" and "dn-detr", whose class rows are category ids: the ids of the classes, in the order
-            of the new classes. By default the 80 of COCO if there are 91 rows, else every row is a class.
+        category_ids: for "dino", "dn-detr" and "h-detr", whose class rows are category ids: the ids of the classes, in
+            the order of the new classes. By default the 80 of COCO if there are 91 rows, else every row is a class.
 
     Settings that differ between implementations and that weights do not show, such as the temperature of the
     position embedding, are those of ``FORMATS``; ``convert_file`` sets them.
@@ -91,7 +92,11 @@ def read(state_dict: Mapping[str, Tensor], source: str, *, category_ids: Sequenc
         )
     weights = entry.finish(translation.weights)
     rows = None if entry.class_rows is None else entry.class_rows(weights, category_ids)
-    picked = weights if rows is None else pick_class_rows(weights, rows, unknown_row=entry.unknown_row)
+    picked = (
+        weights
+        if rows is None
+        else pick_class_rows(weights, rows, unknown_row=entry.unknown_row, object_row=entry.object_row)
+    )
     settings = {**entry.settings, **entry.settings_of(state_dict)}
     return Conversion(picked, entry, translation.skipped, rows, _reshaped(weights, picked), settings)
 

@@ -19,14 +19,14 @@ from dinox.checkpoint.conversion.deformable_detr import (
     DECODER_LAYER,
     DINO_PARTS,
     ENCODER_LAYER,
-    JOINED_QUERIES,
     LAYER_HEADS,
     PROPOSALS,
     SHARED_HEADS,
     SHARED_HEADS_IN_DECODER,
+    encoder_heads,
     heads_in_decoder,
+    queries,
 )
-from dinox.checkpoint.conversion.parts import count_decoder_layers
 from dinox.checkpoint.conversion.rules import Constant, Duplicate, Ignore, Rename, Rule
 from dinox.losses.softmax import BACKGROUND_WEIGHT
 
@@ -207,15 +207,15 @@ def anchor_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
 # levels
 
 
+QUERY_TABLE = "query_embedding.weight"
+
+
 def _deformable_parts(weights: Mapping[str, Tensor], *, always_refines: bool = False) -> Sequence[Rule]:
-    """The encoder's heads, where it has any, are numbered after those of the decoder layers."""
-    last = count_decoder_layers(weights)
     return (
         *_BACKBONE,
         *_NECK,
         *_DEFORMABLE_LAYERS,
-        Rename(f"class_embed.{last}.{{affine}}", "query_selection.class_head.{affine}"),
-        Rename(f"bbox_embed.{last}.layers.{{j}}.{{affine}}", "query_selection.box_head.layers.{j}.{affine}"),
+        *encoder_heads(weights),
         *LAYER_HEADS,
         *heads_in_decoder(weights, always_refines=always_refines),
         *PROPOSALS,
@@ -224,13 +224,8 @@ def _deformable_parts(weights: Mapping[str, Tensor], *, always_refines: bool = F
 
 
 def deformable_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
-    return (
-        *_deformable_parts(weights),
-        Rename("query_embedding.weight", JOINED_QUERIES),
-        Rename("transformer.reference_points.{affine}", "query_groups.matching.anchors.point_head.layers.0.{affine}"),
-        Rename("transformer.pos_trans.{affine}", "query_groups.matching.projection.{affine}"),
-        Rename("transformer.pos_trans_norm.{affine}", "query_groups.matching.norm.{affine}"),
-    )
+    """One- and two-stage, and of H-DETR."""
+    return (*_deformable_parts(weights), *queries(weights, QUERY_TABLE))
 
 
 def dab_deformable_detr_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:

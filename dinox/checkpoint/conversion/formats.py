@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dinox.checkpoint.conversion import backbones, detrex, dino, dn_detr
-from dinox.checkpoint.conversion.deformable_detr import join_queries, refines_boxes, split_queries
+from dinox.checkpoint.conversion import backbones, detrex, dino, dn_detr, h_detr
+from dinox.checkpoint.conversion.deformable_detr import join_queries, refines_boxes, selects_mixed, split_queries
 from dinox.checkpoint.conversion.parts import repeat_shared_heads, share_equal_heads
 from dinox.checkpoint.conversion.rules import Rule
 
@@ -32,6 +32,7 @@ class Format:
     prepare: their weights before the table is applied. finish: ours after it.
     class_rows: which rows of the tensors that have one for each class are classes, where not all are; from our weights
     and the ``category_ids`` of ``convert``. unknown_row: the label embedding has one row more, and it is used.
+    object_row: row 0 of the encoder's class head is that of any object, whatever the other ones are.
     write: our weights before the table is read from right to left; None: we cannot write this format.
     is_backbone: a pre-trained network alone.
     """
@@ -45,6 +46,7 @@ class Format:
     finish: Callable[[Weights], dict[str, Tensor]] = dict
     class_rows: Callable[[Weights, Sequence[int] | None], Sequence[int]] | None = None
     unknown_row: bool = False
+    object_row: bool = False
     write: Callable[[Weights], dict[str, Tensor]] | None = None
     is_backbone: bool = False
 
@@ -58,8 +60,14 @@ _DETREX_LEVELS = {_TEMPERATURE: 10000, _OFFSET: -0.5}
 _IDEA_LEVELS = {_TEMPERATURE: 20, _OFFSET: 0.0}
 
 
-def _refinement(weights: Weights) -> Settings:
-    return {_LOOK_FORWARD: "once" if refines_boxes(weights) else None}
+def _refinement(table: str) -> Callable[[Weights], Settings]:
+    """Mixed selection and looking forward twice, which the names do not show, came into Deformable DETR together."""
+
+    def settings(weights: Weights) -> Settings:
+        refined = "twice" if selects_mixed(weights, table) else "once"
+        return {_LOOK_FORWARD: refined if refines_boxes(weights) else None}
+
+    return settings
 
 
 def _split_and_share(weights: Weights) -> dict[str, Tensor]:
@@ -83,7 +91,7 @@ FORMATS: Sequence[Format] = (
         name="detrex's Deformable DETR",
         table=detrex.deformable_detr_table,
         settings=_DETREX_LEVELS,
-        settings_of=_refinement,
+        settings_of=_refinement(detrex.QUERY_TABLE),
         finish=_split_and_share,
         write=_join_and_repeat,
     ),
@@ -153,6 +161,16 @@ FORMATS: Sequence[Format] = (
         table=detrex.stable_dino_table,
         settings=_DETREX_LEVELS,
         write=repeat_shared_heads,
+    ),
+    Format(
+        source="h-detr",
+        name="H-DETR's Deformable DETR",
+        table=h_detr.deformable_detr_table,
+        settings=_DETREX_LEVELS,
+        settings_of=_refinement(h_detr.QUERY_TABLE),
+        finish=_split_and_share,
+        class_rows=dino.class_rows,
+        object_row=True,
     ),
     Format(source="torchvision", name="torchvision's ResNet", table=backbones.torchvision_table, is_backbone=True),
     Format(source="timm", name="timm's ResNet", table=backbones.torchvision_table, is_backbone=True),

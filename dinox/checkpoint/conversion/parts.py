@@ -12,7 +12,8 @@ from dinox.checkpoint.conversion.rules import same_tensor
 _DECODER_LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.(\d+)\.")
 _LAYER_HEAD = re.compile(r"heads\.(class_heads|box_heads)\.(\d+)\.(.+)")
 _LABELS = re.compile(r".*\.label_embedding\.table\.")
-_CLASS_ROWS = re.compile(rf"heads\.class_heads\.|query_selection\.class_head\.|{_LABELS.pattern}")
+_ENCODER_CLASSES = re.compile(r"query_selection\.class_head\.")
+_CLASS_ROWS = re.compile(rf"heads\.class_heads\.|{_ENCODER_CLASSES.pattern}|{_LABELS.pattern}")
 
 
 def count_decoder_layers(names: Iterable[str]) -> int:
@@ -42,11 +43,12 @@ def repeat_shared_heads(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def pick_class_rows(
-    weights: Mapping[str, Tensor], rows: Sequence[int], *, unknown_row: bool = False
+    weights: Mapping[str, Tensor], rows: Sequence[int], *, unknown_row: bool = False, object_row: bool = False
 ) -> dict[str, Tensor]:
     """Our state dict with these rows of the tensors that have one for each class.
 
-    unknown_row: label embeddings have one row more, which stays the last one.
+    unknown_row: label embeddings have one row more, which stays the last one. object_row: the first row of the
+    encoder's class head stays the first one.
 
     Raises ValueError if there is no such row.
     """
@@ -61,7 +63,8 @@ def pick_class_rows(
                 f"{name} has rows 0 to {num_classes - 1}, and none for the category id {max(rows)}: give the ids that "
                 "the detector was trained with"
             )
-        picked[name] = tensor[[*rows, *last]]
+        chosen = [0, *rows[1:]] if object_row and _ENCODER_CLASSES.match(name) else rows
+        picked[name] = tensor[[*chosen, *last]]
     return picked
 
 
