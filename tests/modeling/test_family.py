@@ -22,6 +22,7 @@ BASES = [
     "stable_dino/stable_dab_deformable_detr_r50_12ep",
     "h_detr/deformable_detr_plus_plus_r50_12ep",
     "h_detr/h_deformable_detr_r50_12ep",
+    "stable_dino/stable_h_detr_r50_12ep",
     "group_detr/group_dab_detr_r50_dc5_12ep",
 ]
 DINOS = ["dino/dino_r50_4scale_12ep", "dino/ablation_pure_selection", "dino/ablation_static_queries"]

@@ -73,6 +73,10 @@ DETECTORS = {
     "dn_detr/dn_deformable_encoder_detr_r50_50ep": SEVERAL_LEVELS,
     "h_detr/deformable_detr_plus_plus_r50_12ep": SEVERAL_LEVELS,
     "h_detr/h_deformable_detr_r50_12ep": [*SEVERAL_LEVELS, *FEW_ONE_TO_MANY],
+    "stable_dino/stable_h_detr_r50_12ep": [
+        *(each.replace("postprocess.num", "postprocess.ranking.num") for each in SEVERAL_LEVELS),
+        *FEW_ONE_TO_MANY,
+    ],
     "detr/detr_r50_500ep": ONE_LEVEL,
     "conditional_detr/conditional_detr_r50_50ep": ONE_LEVEL,
     "anchor_detr/anchor_detr_r50_50ep": ONE_LEVEL,
