@@ -1,11 +1,12 @@
 """Stable matching with every memory fusion, denoising and one-to-many group: whatever the slots allow trains a step."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 
 from dinox.config import load_config
 from dinox.losses import FocalLoss, LossByGroup, PositionSupervisedLoss
@@ -23,6 +24,7 @@ from dinox.modeling import (
 
 from ..small_models import DINO, SMALL, assert_trains_one_step, build_small, loss_keys, make_input
 
+ROOT = Path(__file__).parents[2]
 STABLE = "stable_dino/stable_dino_r50_4scale_12ep"
 
 SIZES = {"embed_dim": "${...embed_dim}", "num_layers": "${..num_layers}"}
@@ -97,6 +99,16 @@ def test_denoising_can_keep_the_focal_loss():
         assert torch.equal(value, (focal if "_dn" in key else stable)[key]), key
     assert not torch.equal(stable["loss_class_dn"], focal["loss_class_dn"])
     assert not torch.equal(stable["loss_class"], focal["loss_class"])
+
+
+def test_the_choices_of_the_common_config_are_what_they_are_called():
+    """Also nodes that no config of ours takes, and which share a node."""
+    nodes = LazyConfig.load(str(ROOT / "configs" / "common" / "models" / "stable_matching.py"))
+    both = instantiate(nodes.focal_denoising)
+    assert isinstance(both.otherwise, PositionSupervisedLoss) and both.otherwise.rescale == "largest_iou"
+    assert isinstance(both.exceptions["denoising"], FocalLoss)
+    assert type(instantiate(nodes.class_cost)) is PositionModulatedCost
+    assert type(instantiate(nodes.released_class_cost)) is ReleasedPositionModulatedCost
 
 
 def test_a_loss_of_a_group_that_nobody_has_is_an_error():
