@@ -90,7 +90,7 @@ def test_one_decoder_layer_has_no_parameters_that_only_later_layers_use(config):
     assert_trains_one_step(model, [make_input(64, 96, 2)])
 
 
-@pytest.mark.parametrize("config", BASES + DINOS)
+@pytest.mark.parametrize("config", [*BASES, *DINOS, "stable_dino/stable_dino_r50_4scale_12ep"])
 def test_detections_do_not_depend_on_the_batch(config):
     """1e-4 on logits and on boxes as a share of the image; only the order of summation differs. With query selection on
     four levels, the last image has fewer tokens than the batch selects.

@@ -36,6 +36,7 @@ SMALL = [
     "model.postprocess.num_detections=100",
 ]
 SEVERAL_LEVELS = [*SMALL, "model.num_queries=40", "model.backbone.bottom_up.norm=BN"]
+BEFORE_NMS = [each.replace("postprocess.num", "postprocess.ranking.num") for each in SEVERAL_LEVELS]
 ONE_LEVEL = [
     *SMALL,
     "model.num_queries=20",
@@ -55,8 +56,8 @@ DETECTORS = {
     "dino/dino_r50_5scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
     "dino/ablation_pure_selection": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
     "dino/ablation_static_queries": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
-    "stable_dino/stable_dino_r50_4scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
-    "stable_dino/stable_dab_deformable_detr_r50_12ep": SEVERAL_LEVELS,
+    "stable_dino/stable_dino_r50_4scale_12ep": [*BEFORE_NMS, *DYNAMIC_GROUPS],
+    "stable_dino/stable_dab_deformable_detr_r50_12ep": BEFORE_NMS,
     "dn_detr/dino_dn_r50_4scale_12ep": SEVERAL_LEVELS,
     "dn_detr/dino_without_dn_r50_4scale_12ep": SEVERAL_LEVELS,
     "deformable_detr/deformable_detr_r50_50ep": SEVERAL_LEVELS,
