@@ -6,6 +6,7 @@ from dinox.analysis.checkpoints import RunCheckpoint, find_checkpoints
 from dinox.analysis.complexity import DETECTION_SIZE, Complexity, measure_complexity
 from dinox.analysis.curves import AXIS_LABELS, DEFAULT_AXES, DEFAULT_METRICS, choose_metrics, draw_curves
 from dinox.analysis.inputs import synthetic_inputs
+from dinox.analysis.layer_scores import LayerScores, draw_layer_scores, read_layer_scores
 from dinox.analysis.matching import MatchingReport, analyze_matching, check_output_folder, draw_matching
 from dinox.analysis.model_report import ModelReport, analyze_model, report_rows
 from dinox.analysis.parameters import (
@@ -25,6 +26,7 @@ __all__ = [
     "DETECTION_SIZE",
     "ActivationMemory",
     "Complexity",
+    "LayerScores",
     "MatchingReport",
     "ModelReport",
     "Panel",
@@ -42,6 +44,7 @@ __all__ = [
     "count_parameters_by_part",
     "draw_anchors",
     "draw_curves",
+    "draw_layer_scores",
     "draw_matching",
     "find_checkpoints",
     "is_evaluation",
@@ -50,6 +53,7 @@ __all__ = [
     "measure_complexity",
     "parameters_read_in_detection",
     "profile_phases",
+    "read_layer_scores",
     "read_run",
     "read_runs",
     "report_rows",

@@ -34,9 +34,10 @@ _METRIC_LABELS = {
     "matching/anchor_target_l1": "anchor to target, mean L1",
 }
 _TOP_K_DISTANCE = re.compile(r"matching/atd_(\d+)(_small)?")
+_UNSTABLE_SCORE = re.compile(r"matching/unstable_(\d+)")
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; without their yellow, which is faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINE_STYLES = ("-", "--", ":", "-.")  # the next one after each round of colours
 
@@ -152,6 +153,9 @@ def _metric_label(metric: str) -> str:
     distance = _TOP_K_DISTANCE.fullmatch(metric)
     if distance:
         return f"ATD({distance[1]}){', small objects' if distance[2] else ''}"
+    unstable = _UNSTABLE_SCORE.fullmatch(metric)
+    if unstable:
+        return f"unstable score of layer {int(unstable[1]) + 1} (%)"
     return _METRIC_LABELS.get(metric, metric)
 
 
@@ -180,5 +184,5 @@ def _legend_rows(runs: Sequence[Run], *, columns: int) -> int:
 
 
 def _style(index: int) -> _Style:
-    turn, index = divmod(index, len(_COLOURS))
-    return _Style(_COLOURS[index], _LINE_STYLES[turn % len(_LINE_STYLES)], _MARKERS[(index + turn) % len(_MARKERS)])
+    turn, index = divmod(index, len(COLOURS))
+    return _Style(COLOURS[index], _LINE_STYLES[turn % len(_LINE_STYLES)], _MARKERS[(index + turn) % len(_MARKERS)])

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dinox.analysis.anchor_pictures import Panel, draw_anchors
 from dinox.analysis.checkpoints import RunCheckpoint
 from dinox.analysis.curves import draw_curves
+from dinox.analysis.layer_scores import LayerScores, draw_layer_scores, first_known_layer
 from dinox.analysis.runs import Run, Series
 from dinox.checkpoint import load_weights
 from dinox.checkpoint.building import build_model
@@ -27,8 +28,9 @@ from dinox.evaluation.matching import (
     matching_metrics,
     require_matcher,
 )
+from dinox.evaluation.matching.metrics import UNSTABLE
 
-CURVES, ANCHORS = "matching_curves.png", "anchors"
+CURVES, BARS, ANCHORS = "matching_curves.png", "unstable_scores.png", "anchors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ class MatchingReport:
     ranked_queries: bool
     input_format: str
     device: str
+
+    def layer_scores(self, beside: Sequence[LayerScores] = ()) -> list[LayerScores]:
+        """Unstable scores of the checkpoints, and behind them those of other analyses, of other runs mostly: then the
+        own names say of which run they are."""
+        names = [checkpoint.name for checkpoint in self.checkpoints]
+        if beside:
+            paths = [Path(checkpoint.path).resolve() for checkpoint in self.checkpoints]
+            names = [f"{path.parent.name}/{path.name}" for path in paths]
+        own = [LayerScores(name, each.unstable_scores) for name, each in zip(names, self.metrics, strict=True)]
+        return [*own, *beside]
 
 
 def analyze_matching(
@@ -123,21 +135,29 @@ def check_output_folder(folder: str | os.PathLike | None) -> None:
         raise ValueError(f"--output {folder}: expected a folder that can be written, got {above}")
 
 
-def draw_matching(report: MatchingReport, folder: str | os.PathLike, *, pictures: int = 4) -> list[str]:
-    """Write curves over the checkpoints, and pictures of anchors and objects; returns their paths.
+def draw_matching(
+    report: MatchingReport, folder: str | os.PathLike, *, pictures: int = 4, beside: Sequence[LayerScores] = ()
+) -> list[str]:
+    """Write curves over the checkpoints, bars of unstable scores, and pictures of anchors and objects; returns their
+    paths.
 
     ``pictures``: how many images, evenly spread over those with matched objects; the first and the last checkpoint
-    beside each other. No curves for one checkpoint, or for those that do not tell their iterations; no pictures without
-    anchors.
+    beside each other. ``beside``: more bars, of other analyses. No curves for one checkpoint, or for those that do not
+    tell their iterations; no pictures without anchors.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     run = _as_run(report, folder)
     if run is not None:
-        metrics = [name for name in report.metrics[-1].scalars() if name in run.metrics]
+        names = [name for name in report.metrics[-1].scalars() if name in run.metrics]
+        metrics = [name for name in names if not name.startswith(UNSTABLE)]  # one for each layer: those are bars
         draw_curves([run], folder / CURVES, metrics=metrics, axes=["iterations" if run.epochs is None else "epochs"])
         written.append(str(folder / CURVES))
+    groups = report.layer_scores(beside)
+    if first_known_layer(groups) is not None:
+        draw_layer_scores(groups, folder / BARS)
+        written.append(str(folder / BARS))
     return written + _draw_pictures(report, folder, pictures)
 
 

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dinox.analysis import MatchingReport, analyze_matching, check_output_folder, draw_matching, find_checkpoints
+from dinox.analysis import (
+    LayerScores,
+    MatchingReport,
+    analyze_matching,
+    check_output_folder,
+    draw_matching,
+    find_checkpoints,
+    read_layer_scores,
+)
+from dinox.analysis.layer_scores import first_known_layer
 from dinox.checkpoint import read_description
 from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, split_overrides
 from dinox.cli.running import check_json_target
@@ -39,7 +48,14 @@ def add_matching_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help=f"of ATD(K); default: {TOP_K}")
     parser.add_argument(
-        "--output", metavar="FOLDER", help="for curves and pictures of anchors; default: none are drawn"
+        "--output", metavar="FOLDER", help="for curves, bars and pictures of anchors; default: none are drawn"
+    )
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="show the unstable scores of other runs too, from what --json wrote of them",
     )
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="images drawn with anchors; default: 4")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the GPU where there is one")
@@ -56,6 +72,7 @@ def analyze_matching_command(args: argparse.Namespace) -> None:
         raise ValueError(f"--pictures: expected a number of at least 0, got {args.pictures}")
     if not places:
         raise ValueError(f"which checkpoints? Got {overrides[0]!r} only: give files, or the output folder of a run")
+    beside = [scores for path in args.beside for scores in read_layer_scores(path)]
     device = resolve_device("cuda" if torch.cuda.is_available() else "cpu", requested=args.device, setting="--device")
     with RunLog(console="progress"):  # dinox's own warnings, and not what detectron2 says of datasets
         checkpoints = find_checkpoints(places)
@@ -72,8 +89,8 @@ def analyze_matching_command(args: argparse.Namespace) -> None:
             top_k=args.top_k,
             class_names=description.class_names,
         )
-    print(format_report(report))
-    pictures = draw_matching(report, args.output, pictures=args.pictures) if args.output else []
+    print(format_report(report, beside))
+    pictures = draw_matching(report, args.output, pictures=args.pictures, beside=beside) if args.output else []
     if args.output:
         print("\n" + _written(pictures, args.output))
     if args.json_file:
@@ -85,8 +102,8 @@ def analyze_matching_command(args: argparse.Namespace) -> None:
         write_json(args.json_file, what | {"checkpoints": rows, "pictures": pictures})
 
 
-def format_report(report: MatchingReport) -> str:
-    """What the command prints; columns that there are no values for are left out."""
+def format_report(report: MatchingReport, beside: Sequence[LayerScores] = ()) -> str:
+    """What the command prints; columns that there are no values for are left out. ``beside``: of other analyses."""
     metrics = report.metrics[0]
     columns = {
         "\niterations": [_number(checkpoint.iterations, ",d") for checkpoint in report.checkpoints],
@@ -110,8 +127,32 @@ def format_report(report: MatchingReport) -> str:
             format_table(["checkpoint", *columns], rows),
             "",
             *_notes(report),
+            *_unstable_scores(report, beside),
         ]
     )
+
+
+def _unstable_scores(report: MatchingReport, beside: Sequence[LayerScores]) -> list[str]:
+    """A table behind an empty line; nothing for a decoder of one layer that there is nothing to compare with."""
+    groups = report.layer_scores(beside)
+    if first_known_layer(groups) is None:
+        return []
+    layers = range(max(len(group.scores) for group in groups))
+    rows = [
+        [group.name, *(_number(group.scores[i] if i < len(group.scores) else None, ".2f") for i in layers)]
+        for group in groups
+    ]
+    first = "with the encoder's proposals"
+    if report.metrics[0].unstable_scores[0] is None:
+        why = "does not classify just the proposals that it selects" if report.ranked_queries else "makes no queries"
+        first = f"with nothing, for the encoder {why}"
+    return [
+        "",
+        "Unstable scores: % of all objects that have another query than in the decoder layer before",
+        f"(layer 1 is compared {first})",
+        "",
+        format_table(["decoder layer", *(str(i + 1) for i in layers)], rows),
+    ]
 
 
 def _notes(report: MatchingReport) -> list[str]:

@@ -135,7 +135,8 @@ def test_matching_of_a_run_is_what_was_measured_in_training(dinox, dino_run, tmp
     code, out, err = dinox("analyze", "matching", dino_run, *options)
     assert code == 0, err
     assert "5 images of dinox_tiny_val with" in out and "ATD(100)" in out and "queries are ranked proposals" in out
-    assert [line.split()[:3] for line in out.splitlines() if line.startswith("model_")] == [
+    main_table, unstable = out.split("Unstable scores")
+    assert [line.split()[:3] for line in main_table.splitlines() if line.startswith("model_")] == [
         ["model_0000001.pth", "2", "1"],
         ["model_0000003.pth", "4", "2"],
         ["model_final.pth", "6", "3"],
@@ -151,8 +152,11 @@ def test_matching_of_a_run_is_what_was_measured_in_training(dinox, dino_run, tmp
         # The same weights on the same images: nothing but rounding of sums in float64 may differ.
         for key, name in (("anchor_target_l1", "anchor_target_l1"), ("atd", "atd_100"), ("atd_small", "atd_100_small")):
             assert row[key] == pytest.approx(in_training[f"matching/{name}"], rel=1e-6)
+        assert row["unstable_scores"] == [in_training[f"matching/unstable_{layer}"] for layer in range(2)]
+        printed = next(line for line in unstable.splitlines() if line.startswith(row["name"]))
+        assert printed.split()[1:] == [f"{score:.2f}" for score in row["unstable_scores"]]
     assert sorted(str(path) for path in pictures.iterdir()) == sorted(result["pictures"])
-    assert len(result["pictures"]) == 3 and all(Image.open(path).width > 100 for path in result["pictures"])
+    assert len(result["pictures"]) == 4 and all(Image.open(path).width > 100 for path in result["pictures"])
 
 
 def test_one_checkpoint_has_distances_and_settings_can_be_changed(dinox, dino_run, tmp_path):
@@ -160,9 +164,20 @@ def test_one_checkpoint_has_distances_and_settings_can_be_changed(dinox, dino_ru
     code, out, _ = dinox("analyze", "matching", dino_run / "model_final.pth", *options)
     assert code == 0
     assert "8 images of dinox_tiny_train" in out and "ATD(3)" in out
-    (row,) = [line.split() for line in out.splitlines() if line.startswith("model_final.pth")]
+    row = next(line.split() for line in out.splitlines() if line.startswith("model_final.pth"))
     assert row[3] == "-"
-    assert out.count("picture  ") == 4 and "curves" not in out
+    assert out.count("picture  ") == 5 and "curves" not in out and "unstable_scores.png" in out
+
+
+def test_unstable_scores_of_another_run_stand_beside(dinox, dino_run, tmp_path):
+    """Two models at the same step, as in Stable-DINO's figure 3."""
+    other = tmp_path / "dino.json"
+    other.write_text(json.dumps({"checkpoints": [{"name": "model_0004999.pth", "unstable_scores": [12.5, None]}]}))
+    options = ["--beside", other, "--images", 2, "--output", tmp_path / "out", "--pictures", 0]
+    code, out, err = dinox("analyze", "matching", *options, "--", dino_run / "model_final.pth")
+    assert code == 0, err
+    own, beside = out.split("decoder layer")[-1].split("picture")[0].splitlines()[1:3]
+    assert own.startswith("tiny_dino/model_final.pth") and beside.split() == ["dino", "12.50", "-"]
 
 
 def test_curves_of_matching_have_their_least_value_as_the_best(dinox, dino_run, tmp_path):
@@ -184,6 +199,8 @@ def test_curves_of_matching_have_their_least_value_as_the_best(dinox, dino_run, 
         (["--output", __file__], "--output " + __file__ + ": expected a folder for pictures, this is a file"),
         (["--output", __file__ + "/a"], "expected a folder that can be written, got " + __file__),
         (["--json", "nowhere/at/all.json"], "expected a file in an existing folder"),
+        (["--beside", "nowhere.json"], "nowhere.json: cannot be read (No such file or directory)"),
+        (["--beside", __file__], ": expected results with unstable scores, as `dinox analyze matching"),
         (["--device", "tpu"], "--device: expected 'cpu' or 'cuda', got 'tpu'"),
         (["model.num_querys=3"], "Did you mean 'model.num_queries'"),
         (["model.criterion=null"], "expected a detection transformer with a matcher"),

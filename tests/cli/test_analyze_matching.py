@@ -1,8 +1,10 @@
 """What `dinox analyze matching` prints about models that the run in test_analyze.py is none of."""
 
+import dataclasses
+
 import torch
 
-from dinox.analysis import MatchingReport, RunCheckpoint, draw_matching
+from dinox.analysis import LayerScores, MatchingReport, RunCheckpoint, draw_matching
 from dinox.cli.analyze_matching import format_report
 from dinox.evaluation.matching import GroundTruthImages, ImageMatches, matching_metrics
 
@@ -61,3 +63,42 @@ def test_checkpoints_that_do_not_tell_their_iterations_have_no_curves(tmp_path):
     assert "iterations" not in format_report(silent)
     (picture,) = draw_matching(silent, tmp_path)
     assert picture.endswith("anchors_1_a.png")
+
+
+def unstable_table(text):
+    return [line.split() for line in text.split("Unstable scores")[1].split("\n\n")[1].splitlines()]
+
+
+def layered(encoder, *, ranked=False):
+    """As ``report``, of decoders of two layers: both objects swap their queries in the second one."""
+    plain = report(torch.rand(2, 4))
+    vectors = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32)
+    found = [dataclasses.replace(plain.last[0], target_index=vectors, encoder_index=encoder)]
+    return dataclasses.replace(plain, metrics=[matching_metrics(found)] * 2, last=found, ranked_queries=ranked)
+
+
+def test_unstable_scores_are_printed_layer_by_layer(tmp_path):
+    compared = layered(torch.tensor([0, 1]), ranked=True)
+    text = format_report(compared)
+    assert "(layer 1 is compared with the encoder's proposals)" in text
+    assert unstable_table(text) == [["decoder", "layer", "1", "2"], *([f"{n}.pth", "0.00", "100.00"] for n in "ab")]
+    assert str(tmp_path / "unstable_scores.png") in draw_matching(compared, tmp_path)
+
+
+def test_detectors_whose_first_layer_is_compared_with_nothing_say_why():
+    text = format_report(layered(None))
+    assert "(layer 1 is compared with nothing, for the encoder makes no queries)" in text
+    assert unstable_table(text)[1] == ["a.pth", "-", "100.00"]
+    assert "the encoder does not classify just the proposals that it selects" in format_report(
+        layered(None, ranked=True)
+    )
+
+
+def test_other_runs_may_have_other_numbers_of_layers():
+    text = format_report(layered(None), [LayerScores("dino", [1.0, 2.0, 3.0])])
+    assert unstable_table(text)[1][1:] == ["-", "100.00", "-"]
+    assert unstable_table(text)[-1] == ["dino", "1.00", "2.00", "3.00"]
+
+
+def test_a_decoder_of_one_layer_without_proposals_has_no_unstable_scores():
+    assert "Unstable" not in format_report(report(None))

@@ -16,6 +16,9 @@ from dinox.structures import BACKGROUND
 SMALL_AREA = 32**2
 """Pixels; objects below are small (COCO's evaluation)."""
 
+UNSTABLE = "matching/unstable_"
+"""The name of an unstable score in metrics.json, before the number of the decoder layer from 0 on, as of losses."""
+
 
 def instability(previous: Sequence[Tensor], current: Sequence[Tensor]) -> float:
     """IS of DN-DETR (equation 2): how many queries of an image have another match than before, averaged over images.
@@ -120,7 +123,7 @@ class MatchingMetrics:
             "matching/anchor_target_l1": self.anchor_target_l1,
             f"matching/atd_{self.top_k}": self.atd,
             f"matching/atd_{self.top_k}_small": self.atd_small,
-            **{f"matching/unstable_{layer}": score for layer, score in enumerate(self.unstable_scores)},
+            **{f"{UNSTABLE}{layer}": score for layer, score in enumerate(self.unstable_scores)},
         }
         return {name: value for name, value in values.items() if value is not None}
 
