@@ -15,8 +15,9 @@ train = {
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
     "checkpointer": {"period": "${schedule.iterations_per_epoch}", "max_to_keep": 5},
     "eval_period": "${schedule.iterations_per_epoch}",
-    # DN-DETR's and DINO's measures of matching on evenly spread test images (all of them for None), for the curves of
-    # `dinox analyze curves --metric matching/instability matching/anchor_target_l1 matching/atd_100`.
+    # DN-DETR's, DINO's and Stable-DINO's measures of matching on evenly spread test images (all of them for None), for
+    # `dinox analyze curves --metric matching/instability matching/anchor_target_l1 matching/atd_100
+    # matching/unstable_0`, which is of the first decoder layer.
     "matching_metrics": {"enabled": False, "period": "${train.eval_period}", "num_images": 100, "top_k": 100},
     "log_period": 20,
     "device": "cuda",  # without a GPU, dinox's training script says so and takes the CPU

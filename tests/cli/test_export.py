@@ -38,11 +38,21 @@ def picture(tmp_path_factory):
 def export(dinox, weights, tmp_path):
     """Run the command on the tiny model -> (exit code, stdout, stderr)."""
 
-    def run(name, *arguments):
+    def run(name, *arguments, overrides=TINY):
         config = ["--config-file", DINO, "--weights", weights]
-        return dinox("export", tmp_path / name, *config, *FIXED, *arguments, *SMALL, *TINY)
+        return dinox("export", tmp_path / name, *config, *FIXED, *arguments, *SMALL, *overrides)
 
     return run
+
+
+def test_a_file_of_a_model_with_nms_comes_with_a_sentence_about_it(export, tmp_path):
+    nms = "model.postprocess={_target_: dinox.modeling.ClassNMS, ranking: {_target_: dinox.modeling.TopKDetections}}"
+    tiny = [override for override in TINY if "num_detections" not in override]
+    code, out, err = export("tiny.pt2", nms, "--json", tmp_path / "result.json", overrides=tiny)
+    assert code == 0, err
+    assert "NMS is not in the file: the model runs nms within each class (IoU above 0.8) on its best\n300" in out
+    said = json.loads((tmp_path / "result.json").read_text())["description"]["nms_outside"]
+    assert said == {"method": "nms", "iou_threshold": 0.8, "min_score": None, "num_detections": None}
 
 
 def test_a_checkpoint_becomes_an_onnx_file_with_a_table_and_json_that_predict_runs(

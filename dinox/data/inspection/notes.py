@@ -109,7 +109,7 @@ def _crowded_images(table: ObjectTable, limits: ModelLimits) -> Iterator[Problem
     cure = "Denoising trains on a random choice of them. Its cap: model.query_groups.denoising.max_queries."
     yield from _note("more-objects-than-denoising", "image", places(limits.denoising_objects), text, cure)
     text = f"images with more objects than detections are kept ({limits.num_detections})"
-    cure = "Raise model.postprocess.num_detections. (COCO's metrics count 100 per image.)"
+    cure = "Raise num_detections in model.postprocess. (COCO's metrics count 100 per image.)"
     yield from _note("more-objects-than-detections", "image", places(limits.num_detections), text, cure)
 
 
