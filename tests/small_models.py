@@ -9,14 +9,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from dinox.config import load_config
-from dinox.modeling import DetectionTransformer
+from dinox.modeling import DetectionTransformer, PlainViT, Swin, TimmBackbone, build_resnet
 from dinox.structures import FeaturePyramid, Memory, flatten_pyramid
 
 DINO = "dino/dino_r50_4scale_12ep"
 RCNN = "dn_detr/dn_faster_rcnn_r50_fpn_1x"
-SMALL = [
-    "model.backbone.bottom_up.depth=18",
-    "model.backbone.bottom_up.width=16",
+SMALL_TRANSFORMER = [
     "model.embed_dim=32",
     "model.num_queries=20",
     "model.encoder.num_layers=2",
@@ -24,6 +22,7 @@ SMALL = [
     "model.encoder.feed_forward_dim=64",
     "model.decoder.num_layers=3",
 ]
+SMALL = ["model.backbone.bottom_up.depth=18", "model.backbone.bottom_up.width=16", *SMALL_TRANSFORMER]
 SMALL_RCNN = [
     "model.proposal_generator.pre_nms_topk=[50,50]",
     "model.proposal_generator.post_nms_topk=[20,20]",
@@ -31,12 +30,27 @@ SMALL_RCNN = [
     "model.roi_heads.box_head.fc_dims=[32,32]",
     "model.roi_heads.box_predictor.test_score_thresh=0.0",  # untrained ones detect nothing above any other
 ]
-_SMALL = {DetectionTransformer: SMALL, GeneralizedRCNN: SMALL_RCNN}
+_SMALL = {DetectionTransformer: SMALL_TRANSFORMER, GeneralizedRCNN: SMALL_RCNN}
+_SMALL_BACKBONES = {
+    build_resnet: ["depth=18", "width=16"],
+    Swin: ["embed_dim=8", "depths=[1,1,2,1]", "num_heads=[1,1,2,2]", "window_size=3"],
+    TimmBackbone: ["options.depths=[1,1,1,1]", "options.dims=[8,8,16,16]"],
+    PlainViT: [
+        *(f"network.{x}" for x in ("embed_dim=16", "depth=3", "num_heads=2")),
+        "window_size=2",
+        "global_blocks=[1]",
+    ],
+}
 
 
 def small_overrides(config: str) -> list[str]:
-    """What makes the model of a config small, by its meta-architecture."""
-    return _SMALL[load_config(config).model["_target_"]]
+    """What makes the model of a config small, by its meta-architecture and its backbone."""
+    model = load_config(config).model
+    key, backbone = "model.backbone", model.backbone
+    while "bottom_up" in backbone:
+        key, backbone = f"{key}.bottom_up", backbone.bottom_up
+    of_backbone = _SMALL_BACKBONES.get(backbone["_target_"], [])
+    return [*(f"{key}.{override}" for override in of_backbone), *_SMALL[model["_target_"]]]
 
 
 def build_small(config: str = DINO, *overrides: str, seed: int = 0) -> torch.nn.Module:

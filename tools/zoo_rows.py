@@ -86,9 +86,15 @@ def _describe(slot: str, node: Any) -> str:
 
 
 def _describe_backbone(node: DictConfig) -> str:
-    body = node.get("bottom_up", node)
-    depth = body.get("depth") or OmegaConf.select(body, "stages.depth")  # ours, detectron2's
-    name = _name(body).removeprefix("build_") if depth is None else f"ResNet-{depth}"
+    body = node
+    while "bottom_up" in body:
+        body = body.bottom_up
+    body = body.get("network", body)  # of a plain vision transformer
+    resnet_depth = body.get("depth") if _name(body) == "build_resnet" else OmegaConf.select(body, "stages.depth")
+    if resnet_depth is not None:
+        name = f"ResNet-{resnet_depth}"
+    else:
+        name = body.get("model_name") or f"{_name(body).removeprefix('build_')} of {body.embed_dim} channels"
     return f"{name}, {node.num_levels} levels" if "num_levels" in node else name
 
 

@@ -12,6 +12,8 @@ optimizer = L(ClippedAdamW)(
         backbone_lr_factor=0.1,
         norm_weight_decay=0.0,  # layer and group norms; the authors' own code decays them too
         lr_factors={},  # more factors, {regular expression of parameter names: factor}
+        layer_decay=None,  # of vision transformers: how much slower every earlier layer learns
+        no_weight_decay=[],  # regular expressions of parameter names
     ),
     lr=1e-4,
     betas=(0.9, 0.999),

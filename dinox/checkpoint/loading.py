@@ -13,9 +13,10 @@ from typing import Any, Literal
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from dinox.checkpoint.pretrained import read_pretrained
 from dinox.checkpoint.reading import CheckpointError, LocalFile, check_weights, local_file, read_checkpoint
 from dinox.checkpoint.tensor_files import ENTRY
-from dinox.utils.names import backbone_prefix
+from dinox.utils.names import backbone_prefix, is_pretrained
 from dinox.utils.tables import format_table
 
 logger = logging.getLogger(__name__)
@@ -63,13 +64,16 @@ class LoadReport:
 
     @property
     def is_backbone(self) -> bool:
-        """The file fills our backbone and holds little else (ImageNet weights bring their classifier)."""
+        """The file fills our backbone and holds little else (ImageNet weights bring their classifier).
+
+        Norms of the backbone's outputs are the detector's, and no file has to have them.
+        """
         model = [*self.loaded, *self.missing, *(name for name, *_ in self.mismatched)]
         prefix = backbone_prefix(model)
         return (
             len(self.loaded) > 0
             and all(name.startswith(prefix) for name in self.loaded)
-            and len(self.loaded) >= ENOUGH * sum(name.startswith(prefix) for name in model)
+            and len(self.loaded) >= ENOUGH * sum(is_pretrained(name, prefix) for name in model)
             and len(self.loaded) >= ENOUGH * self.file_tensors
         )
 
@@ -122,9 +126,13 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint if "model" in checkpoint else {"model": checkpoint}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        file_tensors = check_weights(checkpoint["model"], self._path)
+        check_weights(checkpoint["model"], self._path)
+        pretrained = read_pretrained(checkpoint["model"], self.model)
+        if pretrained.summary():
+            logger.info("%s: the weights of a network alone\n%s", self._path, pretrained.summary())
+        checkpoint = {**checkpoint, "model": pretrained.weights}
         incompatible = super()._load_model(checkpoint)
-        self.report = _make_report(self._path, self.model, incompatible, file_tensors)
+        self.report = _make_report(self._path, self.model, incompatible, len(pretrained.weights))
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

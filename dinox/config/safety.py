@@ -60,6 +60,8 @@ ALLOWED_FUNCTIONS = (
     "dinox.engine.optimizer.get_optimizer_params",
     "dinox.engine.schedule.cosine_schedule",
     "dinox.engine.schedule.step_schedule",
+    "dinox.modeling.backbone.vit_networks.build_eva02",
+    "dinox.modeling.backbone.vit_networks.build_vit",
     "dinox.modeling.backbone.resnet.build_resnet",
     "detectron2.data.build.build_detection_test_loader",
     "detectron2.data.build.build_detection_train_loader",

@@ -1,4 +1,4 @@
-"""Datasets and data loading. Importing this registers the embedded dataset; it writes nothing."""
+"""Datasets and data loading. Importing this registers the embedded dataset and Objects365; it writes nothing."""
 
 from dinox.data.augmentation import detr_augmentation, resize_augmentation
 from dinox.data.checks import check_data, check_num_classes
@@ -8,6 +8,7 @@ from dinox.data.errors import DataError, UnreadableImage
 from dinox.data.images import inspect_image, read_image
 from dinox.data.loader import build_train_loader, load_dataset_dicts
 from dinox.data.mapper import DetectionMapper
+from dinox.data.objects365 import register_objects365, split_objects365
 from dinox.data.registration import register_coco
 from dinox.data.shapes import register_default_shapes, register_shapes
 
@@ -25,9 +26,12 @@ __all__ = [
     "read_image",
     "register_coco",
     "register_default_shapes",
+    "register_objects365",
     "register_shapes",
     "resize_augmentation",
     "split_classes",
+    "split_objects365",
 ]
 
 register_default_shapes()
+register_objects365()

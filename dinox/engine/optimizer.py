@@ -12,6 +12,7 @@ from detectron2.solver.build import reduce_param_groups
 from torch import Tensor, nn
 
 from dinox.utils.names import backbone_prefix
+from dinox.utils.ranges import check_range
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 """Layers whose scale and shift ``norm_weight_decay`` is for; the last one covers batch and instance norms."""
@@ -24,6 +25,8 @@ def get_optimizer_params(
     backbone_lr_factor: float = 0.1,
     norm_weight_decay: float | None = None,
     lr_factors: Mapping[str, float] | None = None,
+    layer_decay: float | None = None,
+    no_weight_decay: Sequence[str] = (),
 ) -> list[dict]:
     """Parameter groups for a torch optimizer: one per distinct learning rate and weight decay.
 
@@ -35,23 +38,48 @@ def get_optimizer_params(
         lr_factors: further factors by parameter name, ``{regular expression: factor}``, searched anywhere in the name.
             The last expression that matches wins, also over ``backbone_lr_factor``. One that matches nothing is an
             error.
+        layer_decay: the pre-trained network's layers learn the slower, the earlier they are: the learning rate of its
+            last layer is times this, that of the one before times its square, ... (ViTDet; 0.8 for ViT-L). It comes on
+            top of all other factors. None: they learn alike.
+        no_weight_decay: regular expressions of parameter names, searched anywhere, of what has a weight decay of 0:
+            ``["relative_position_bias_table"]`` in Swin's recipe, ``["pos_embed"]`` in ViTDet's. One that matches
+            nothing is an error.
     """
     backbone = "^" + re.escape(backbone_prefix(name for name, _ in model.named_parameters()))
     factors = {backbone: backbone_lr_factor, **(lr_factors or {})}
+    by_layer = {} if layer_decay is None else _layer_factors(model, layer_decay)
     groups, used = [], {backbone}
     for name, parameter, module in _trainable_parameters(model):
         matching = [pattern for pattern in factors if re.search(pattern, name)]
-        used.update(matching)
-        group = {"params": [parameter], "lr": lr * (factors[matching[-1]] if matching else 1.0)}
-        if norm_weight_decay is not None and isinstance(module, NORM_LAYERS):
+        undecayed = [pattern for pattern in no_weight_decay if re.search(pattern, name)]
+        used.update(matching, undecayed)
+        factor = (factors[matching[-1]] if matching else 1.0) * by_layer.get(name, 1.0)
+        group = {"params": [parameter], "lr": lr * factor}
+        if undecayed:
+            group["weight_decay"] = 0.0
+        elif norm_weight_decay is not None and isinstance(module, NORM_LAYERS):
             group["weight_decay"] = norm_weight_decay
         groups.append(group)
-    unused = [pattern for pattern in factors if pattern not in used]
-    if unused:
-        raise ValueError(
-            f"optimizer.params.lr_factors: no trainable parameter's name matches {', '.join(map(repr, unused))}"
-        )
+    for argument, patterns in (("lr_factors", factors), ("no_weight_decay", no_weight_decay)):
+        unused = [pattern for pattern in patterns if pattern not in used]
+        if unused:
+            raise ValueError(
+                f"optimizer.params.{argument}: no trainable parameter's name matches {', '.join(map(repr, unused))}"
+            )
     return reduce_param_groups(groups)
+
+
+def _layer_factors(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Parameter name -> factor of the learning rate, for the pre-trained network inside ``model``."""
+    check_range("optimizer.params.layer_decay", layer_decay, 0, 1)
+    prefix = backbone_prefix(name for name, _ in model.named_parameters())
+    backbone = model.get_submodule(prefix.removesuffix("."))
+    if not hasattr(backbone, "layers_to_output"):
+        raise ValueError(
+            f"optimizer.params.layer_decay: {type(backbone).__name__} does not say which layer a parameter is of "
+            "(layers_to_output()), as those of timm's networks do: leave layer_decay out, or take one of those"
+        )
+    return {prefix + name: layer_decay**layers for name, layers in backbone.layers_to_output().items()}
 
 
 def _trainable_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter, nn.Module]]:

@@ -1,7 +1,15 @@
 """Parts of detection transformers, and the one meta-architecture that joins them; ROI heads for detectron2's own."""
 
 from dinox.modeling.auxiliary import ATSSHead, DenseDetections, FCOSHead, GFLHead, PAAHead, RetinaNetHead
-from dinox.modeling.backbone import build_resnet
+from dinox.modeling.backbone import (
+    PlainViT,
+    SimpleFeaturePyramid,
+    Swin,
+    TimmBackbone,
+    build_eva02,
+    build_resnet,
+    build_vit,
+)
 from dinox.modeling.criterion import Criterion
 from dinox.modeling.decoder import ConditionalDecoder, DeformableDecoder, DenseDecoder, RowColumnDecoder
 from dinox.modeling.encoder import (
@@ -102,6 +110,7 @@ __all__ = [
     "OneClassPerImage",
     "PAAHead",
     "PatternContent",
+    "PlainViT",
     "PredictionHeads",
     "QueryGroups",
     "QuerySelection",
@@ -112,15 +121,20 @@ __all__ = [
     "SameRangeBoxNoise",
     "SelectedAnchors",
     "SelectedContent",
+    "SimpleFeaturePyramid",
     "SimpleFusion",
     "SoftmaxHeads",
     "SplitAtRandom",
     "SplitByClass",
     "SummedEmbedding",
+    "Swin",
+    "TimmBackbone",
     "TopKDetections",
     "TrainingQueries",
     "ULikeFusion",
     "UnknownLabelContent",
     "ZeroContent",
+    "build_eva02",
     "build_resnet",
+    "build_vit",
 ]

@@ -6,6 +6,7 @@ from detectron2.config import LazyConfig, instantiate
 from torch import nn
 
 from dinox.engine import ClippedAdamW, get_optimizer_params
+from dinox.modeling import PlainViT, Swin, TimmBackbone, build_eva02, build_vit
 from tests.engine.conftest import TINY_CONFIG
 
 
@@ -128,3 +129,74 @@ def test_the_state_of_a_configs_optimizer_is_plain_tensors_and_numbers(tmp_path)
     torch.save(instantiate(cfg.optimizer).state_dict(), tmp_path / "state.pth")
     state = torch.load(tmp_path / "state.pth", weights_only=True)
     assert {group["betas"] for group in state["param_groups"]} == {(0.9, 0.999)}
+
+
+SWIN = {"embed_dim": 4, "depths": (1, 2), "num_heads": (1, 1), "window_size": 2, "out_features": ("res2", "res3")}
+
+
+class Neck(nn.Module):
+    """As ChannelMapper and SimpleFeaturePyramid are."""
+
+    def __init__(self, bottom_up):
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.convs = nn.Conv2d(4, 4, 1)
+
+
+def test_earlier_blocks_of_swin_learn_slower_and_the_backbones_factor_stays():
+    found = rates(Model(Neck(Swin(**SWIN))), layer_decay=0.5, backbone_lr_factor=0.1)
+    network = "backbone.bottom_up.network."
+    expected = {
+        "backbone.bottom_up.stage_norms.res3.weight": 0.1,
+        network + "layers.1.blocks.1.mlp.fc1.weight": 0.1 * 0.5,
+        network + "layers.1.blocks.0.norm1.bias": 0.1 * 0.5**2,
+        network + "layers.1.downsample.reduction.weight": 0.1 * 0.5**2,
+        network + "layers.0.blocks.0.attn.qkv.weight": 0.1 * 0.5**3,
+        network + "patch_embed.proj.weight": 0.1 * 0.5**4,
+        "backbone.convs.weight": 1.0,
+        "sampling_offsets.weight": 1.0,
+    }
+    assert {name: found[name][0] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("build", [build_vit, build_eva02])
+def test_earlier_blocks_of_vision_transformers_learn_slower_inside_a_pyramid(build):
+    vit = PlainViT(network=build(embed_dim=8, depth=2, num_heads=1, position_grid=2))
+    model = Model(Neck(Neck(vit)))
+    found = rates(model, layer_decay=0.5, backbone_lr_factor=1.0, no_weight_decay=["pos_embed"])
+    network = "backbone.bottom_up.bottom_up.network."
+    # ViTDet's: decay to the power of the number of blocks behind a parameter, plus one.
+    assert found[network + "blocks.1.mlp.fc2.weight"] == (0.5, 0.5)
+    assert found[network + "blocks.0.mlp.fc2.weight"] == (0.25, 0.5)
+    assert found[network + "patch_embed.proj.weight"] == (0.125, 0.5)
+    assert found[network + "pos_embed"] == (0.125, 0.0)
+    assert found["backbone.bottom_up.convs.weight"] == found["backbone.convs.weight"] == (1.0, 0.5)
+
+
+def test_stages_of_other_networks_are_their_layers():
+    options = {"depths": [1, 1, 1, 1], "dims": [4, 4, 4, 4]}
+    model = Model(Neck(TimmBackbone(model_name="convnext_tiny", options=options)))
+    found = rates(model, layer_decay=0.5, backbone_lr_factor=1.0)
+    network = "backbone.bottom_up.network."
+    assert found[network + "stages_3.blocks.0.mlp.fc1.weight"][0] == 0.5
+    assert found[network + "stages_0.blocks.0.mlp.fc1.weight"][0] == 0.5**4
+    assert found[network + "stem_0.weight"][0] == 0.5**5
+
+
+def test_a_factor_by_name_replaces_the_backbones_but_not_the_layers():
+    found = rates(Model(Neck(Swin(**SWIN))), layer_decay=0.5, lr_factors={r"patch_embed\.norm": 1.0})
+    assert found["backbone.bottom_up.network.patch_embed.norm.weight"][0] == 0.5**4
+    assert found["backbone.bottom_up.network.patch_embed.proj.weight"][0] == pytest.approx(0.1 * 0.5**4)
+
+
+def test_tables_of_positions_can_go_without_weight_decay():
+    found = rates(Model(Neck(Swin(**SWIN))), no_weight_decay=["relative_position_bias_table"])
+    undecayed = [name for name, (_, decay) in found.items() if decay == 0]
+    assert len(undecayed) == 3 and all("relative_position_bias_table" in name for name in undecayed)
+    with pytest.raises(ValueError, match=r"no_weight_decay: no trainable parameter's name matches 'pos_embd'"):
+        get_optimizer_params(Model(Wrapper()), lr=1.0, no_weight_decay=["pos_embd"])
+
+
+def test_layer_decay_needs_a_backbone_that_knows_its_layers():
+    with pytest.raises(ValueError, match="layer_decay: Conv2d does not say which layer a parameter is of"):
+        get_optimizer_params(Model(Wrapper()), lr=1.0, layer_decay=0.8)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dinox.checkpoint.conversion.backbones import PREFIX
+from dinox.utils.names import backbone_prefix, is_pretrained
 
 Shape = tuple[int, ...]
 
@@ -61,10 +61,12 @@ class Comparison:
 
 def compare_weights(model: nn.Module, weights: Mapping[str, Tensor], *, backbone_only: bool = False) -> Comparison:
     """Hold a state dict against a model, or against the pre-trained network in it."""
+    own = model.state_dict()
+    prefix = backbone_prefix(own)
     in_model = {
         name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if not backbone_only or name.startswith(PREFIX)
+        for name, tensor in own.items()
+        if not backbone_only or is_pretrained(name, prefix) or name in weights
     }
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     return Comparison(

@@ -51,8 +51,8 @@ def convert(
         source: whose they are: "detrex" (its DETR, Conditional DETR, Anchor DETR, DAB-DETR, DN-DETR, Deformable DETR,
             DAB- and DN-Deformable-DETR, H-DETR and DINO; where heads are separate by layer, load into a model with
             ``heads.shared=False``), "dino", "dn-detr" and "stable-dino" (those of their authors, IDEA-Research),
-            "h-detr" (its authors', and their Deformable DETR), "dinox", or for ResNets "torchvision", "timm" and
-            "detectron2" (Caffe2's names are taken too).
+            "h-detr" (its authors', and their Deformable DETR), "dinox", or for networks alone "torchvision", "timm",
+            "detectron2" (Caffe2's names are taken too) and "microsoft" (Swin).
         target: "dinox", "detrex" or "stable-dino".
         category_ids: for "dino", "dn-detr" and "h-detr", whose class rows are category ids: the ids of the classes, in
             the order of the new classes. By default the 80 of COCO if there are 91 rows, else every row is a class.

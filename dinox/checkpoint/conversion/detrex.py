@@ -28,6 +28,7 @@ from dinox.checkpoint.conversion.deformable_detr import (
     queries,
 )
 from dinox.checkpoint.conversion.rules import Constant, Duplicate, Ignore, Rename, Rule
+from dinox.checkpoint.conversion.transformers import swin, swin_norms
 from dinox.losses.softmax import BACKGROUND_WEIGHT
 
 _CONSTANTS: Sequence[Rule] = (
@@ -43,7 +44,7 @@ def _make_class_weights(weights: Mapping[str, Tensor]) -> Tensor:
     return weight
 
 
-_BACKBONE: Sequence[Rule] = tuple(detectron2_resnet("backbone."))
+_BACKBONE: Sequence[Rule] = (*detectron2_resnet("backbone."), *swin("backbone."), *swin_norms("backbone."))
 
 _NECK: Sequence[Rule] = tuple(
     Rename(f"neck.{convs}.{{i}}.{part}.{{affine}}", f"backbone.{convs}.{{i}}.{part}.{{affine}}")

@@ -22,6 +22,7 @@ from dinox.checkpoint.conversion.deformable_detr import (
 )
 from dinox.checkpoint.conversion.parts import count_classes
 from dinox.checkpoint.conversion.rules import Rename, Rule
+from dinox.checkpoint.conversion.transformers import swin, swin_norms
 
 COCO_IDS = tuple(sorted(category["id"] for category in COCO_CATEGORIES if category["isthing"]))
 _COCO_ROWS = max(COCO_IDS) + 1
@@ -60,6 +61,8 @@ LEVELS = Rename("transformer.level_embed", "memory_builder.level_embeddings")
 def dino_table(weights: Mapping[str, Tensor]) -> Sequence[Rule]:
     return (
         *torchvision_resnet("backbone.0.body."),
+        *swin("backbone.0."),
+        *swin_norms("backbone.0."),
         *neck(weights),
         *ENCODER_LAYERS,
         *DECODER_LAYERS,

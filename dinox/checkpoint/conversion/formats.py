@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dinox.checkpoint.conversion import backbones, detrex, dino, dn_detr, h_detr
+from dinox.checkpoint.conversion import backbones, detrex, dino, dn_detr, h_detr, transformers
 from dinox.checkpoint.conversion.deformable_detr import join_queries, refines_boxes, selects_mixed, split_queries
 from dinox.checkpoint.conversion.parts import repeat_shared_heads, share_equal_heads
 from dinox.checkpoint.conversion.rules import Rule
@@ -181,6 +181,16 @@ FORMATS: Sequence[Format] = (
         prepare=backbones.from_caffe2,
         is_backbone=True,
     ),
+    Format(source="timm", name="timm's Swin", table=transformers.timm_swin_table, is_backbone=True),
+    Format(
+        source="timm",
+        name="timm's ViT or EVA-02",
+        table=transformers.timm_vit_table,
+        finish=transformers.without_class_position,
+        is_backbone=True,
+    ),
+    Format(source="microsoft", name="Microsoft's Swin", table=transformers.microsoft_swin_table, is_backbone=True),
+    Format(source="detectron2", name="detectron2's Swin", table=transformers.detectron2_swin_table, is_backbone=True),
 )
 
 SOURCES: Sequence[str] = tuple(dict.fromkeys([*(entry.source for entry in FORMATS), OURS]))
