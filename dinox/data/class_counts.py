@@ -41,7 +41,9 @@ def _counts(source: str) -> tuple[int, ...]:
     if metadata.get("class_image_count") is not None:
         return _of_list(metadata.class_image_count, source)
     if metadata.get("json_file") is None:
-        raise DataError(f"Dataset {source!r} has no json file to count its classes in: give a json file with the counts")
+        raise DataError(
+            f"Dataset {source!r} has no json file to count its classes in: give a json file with the counts"
+        )
     return _of_content(read_json(metadata.json_file), metadata.json_file)
 
 

@@ -157,8 +157,8 @@ def _check(image: dict) -> None:
     unknown: Sequence[str] = sorted(fields - _FIELDS) + [key for key in _TOLD if key in image]
     if unknown:
         raise DataError(
-            f"copy-paste knows boxes, classes and masks only, and {_name(image)} comes with {', '.join(unknown)}, which "
-            "it would leave as they are: let the mapper leave them out, or set dataloader.train.copy_paste=null"
+            f"copy-paste knows boxes, classes and masks only, and {_name(image)} comes with {', '.join(unknown)}, "
+            "which it would leave as they are: let the mapper leave them out, or set dataloader.train.copy_paste=null"
         )
 
 

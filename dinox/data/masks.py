@@ -10,7 +10,7 @@ from typing import Any
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.structures import BitMasks, BoxMode, Boxes, polygons_to_bitmask
+from detectron2.structures import BitMasks, Boxes, BoxMode, polygons_to_bitmask
 from pycocotools import mask as mask_util
 from torch import Tensor
 

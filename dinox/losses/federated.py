@@ -87,7 +87,7 @@ class FederatedLoss:
         if len(self._weights) != num_classes:
             raise ValueError(
                 f"image_counts: expected one number for each of the {num_classes} classes that have a logit, got "
-                f"{len(self._weights)}. Give the counts of the dataset that is trained on, and a loss of sigmoid logits."
+                f"{len(self._weights)}. Give the counts of the dataset that is trained on, and a loss of sigmoids."
             )
         return self._weights
 
