@@ -43,7 +43,8 @@ def visible_objects(
 
     Masks lose those pixels, boxes are the tight ones around the rest. Objects are dropped of which nothing is left; and
     those whose box moved by more than ``box_moved`` pixels at one of its sides, if no more than ``mask_left`` pixels
-    are left of them.
+    are left of them. (bbox_occluded_thr and mask_occluded_thr in mmdetection, which has no first rule: a hidden object
+    in the upper left corner keeps a box of no pixels there.)
     """
     masks = BitMasks(instances.gt_masks.tensor & ~covered)
     boxes = tight_boxes(masks)
@@ -140,7 +141,8 @@ class CopyPaste:
             )
         if self.masks == "drop":
             instances = _without_masks(instances)
-        result = {key: value for key, value in image.items() if key != CROWD_REGION}
+        # Objects may be in what was padding, as they are in Co-DETR's code.
+        result = {key: value for key, value in image.items() if key not in (CROWD_REGION, "content_size")}
         return result | {"image": pixels, "instances": instances}
 
 

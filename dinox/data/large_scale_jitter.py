@@ -90,10 +90,11 @@ def resize_and_pad(*, size: int = 1024, pad_value: float = PAD_VALUE) -> list[T.
     return [ResizeScale(1.0, 1.0, size, size), CropAndPad(height=size, width=size, pad_value=pad_value)]
 
 
-def content_size(transforms: T.TransformList, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of what an augmentation for evaluation left of the image without its padding, in whole pixels.
+def content_size(transforms: T.TransformList, original_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the part of an augmented image that is no padding to the right and below, in whole pixels.
 
-    transforms: that were applied. size: (height, width) of the image before.
+    transforms: that were applied. original_size, size: (height, width) of the image before and after.
     """
-    box = transforms.apply_box(np.array([[0, 0, size[1], size[0]]], dtype=np.float64))[0]
-    return max(round(float(box[3])), 1), max(round(float(box[2])), 1)
+    box = transforms.apply_box(np.array([[0, 0, original_size[1], original_size[0]]], dtype=np.float64))[0]
+    height, width = (min(max(round(float(side)), 1), whole) for side, whole in zip(box[:1:-1], size))
+    return height, width

@@ -38,8 +38,7 @@ class DetectionMapper:
       ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty;
     * with ``masks``, ``gt_masks`` (detectron2's BitMasks) besides, of at least one pixel each; boxes are the tight ones
       around them. Where there are crowds, ``crowd_region``: bool tensor (H, W);
-    * in evaluation ``content_size``, (height, width) in ``image`` without the padding to the right and below, where the
-      augmentations pad;
+    * ``content_size`` where the augmentations pad to the right and below: (height, width) of the rest of ``image``;
     * what a model is told (DN-DETR, section 5.7.1), from the annotations: ``known_boxes`` and ``known_labels`` with
       ``known_objects``, ``known_classes`` with ``known_labels``;
     * ``conversions`` if the file lost something on reading (see ``dinox.data.images``), such as transparency.
@@ -110,10 +109,11 @@ class DetectionMapper:
         image = AugmentedImage(
             transforms, loaded.pixels.shape[:2], augmented.image.shape[:2], name=str(record["file_name"])
         )
+        content = content_size(transforms, image.original_size, image.size)
+        if content != image.size:
+            output["content_size"] = content
         if self.is_train:
             output |= self._objects(annotations, image)
-        elif (content := content_size(transforms, image.original_size)) != image.size:
-            output["content_size"] = content
         return output | self._known(annotations, image)
 
     def _objects(self, annotations: Sequence[dict], image: AugmentedImage) -> dict:

@@ -57,7 +57,7 @@ class Detector:
                 "pieces of another shape"
             ) from error
         tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-        content = content_size(transforms, image.shape[:2])
+        content = content_size(transforms, image.shape[:2], resized.image.shape[:2])
         return {
             "image": tensor,
             "height": image.shape[0],

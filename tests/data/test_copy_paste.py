@@ -255,6 +255,7 @@ def test_batches_have_more_objects_with_masks_if_they_are_kept(shapes, masks, fi
     plain = {record["file_name"]: len(record["annotations"]) for record in shapes}
     assert any(len(image["instances"]) > plain[image["file_name"]] for image in images)
     assert all((image["height"], image["width"]) == (192, 192) for image in images)
+    assert not any("content_size" in image for image in images)
 
 
 class Recorded(CopyPaste):

@@ -49,7 +49,7 @@ def test_every_image_is_a_square_with_padding_to_the_right_and_below():
 def test_scale_is_that_of_the_square_and_the_aspect_stays():
     given = T.AugInput(np.zeros((60, 90, 3), dtype=np.uint8))
     transforms = T.AugmentationList(jitter(min_scale=0.5, max_scale=0.5, flip_probability=0.0))(given)
-    assert content_size(transforms, (60, 90)) == (43, 64)  # 128 / 2 wide, 64 * 60 / 90 = 42.7 high
+    assert content_size(transforms, (60, 90), (SIZE, SIZE)) == (43, 64)  # 128 / 2 wide, 64 * 60 / 90 = 42.7 high
 
 
 def test_crops_are_drawn_for_both_directions_apart():
@@ -129,6 +129,11 @@ def test_evaluation_fits_the_image_into_the_square_and_says_which_part_it_is(tmp
 def test_images_that_are_not_padded_say_nothing_of_it(tmp_path):
     output = DetectionMapper(is_train=False, augmentations=[T.Resize((50, 70))])(white_rectangle(tmp_path))
     assert "content_size" not in output
+
+
+def test_in_training_it_is_what_the_crop_left(tmp_path):
+    mapper = DetectionMapper(is_train=True, augmentations=jitter(min_scale=1.2, max_scale=1.2))
+    assert mapper(white_rectangle(tmp_path))["content_size"] == (102, 128)  # 1.2 * 128 = 153.6 wide, 2 / 3 of it high
 
 
 def test_wrong_scales_are_refused():

@@ -6,6 +6,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 from dinox.data import resize_and_pad
+from dinox.evaluation.matching.matches import _pixels_of_file
 from dinox.inference.detector import Detector
 from dinox.modeling.meta_arch.predictions import in_output_frames
 
@@ -45,3 +46,10 @@ def test_a_predictor_tells_the_model_what_is_padding():
     prepared = Detector(lambda x: x, resize, "RGB", ("cat",)).prepare(np.zeros((30, 60, 3), dtype=np.uint8), name="x")
     assert prepared["image"].shape == (3, 64, 64)
     assert (prepared["content_size"], prepared["height"], prepared["width"]) == ((32, 64), 30, 60)
+
+
+def test_areas_of_padded_images_are_those_in_the_image_file():
+    """30 x 60 pixels in a square of 64 that they fill in width: with its padding it would be a file of 60 x 60."""
+    padded = {"image": torch.zeros(3, 64, 64), "height": 30, "width": 60, "content_size": (32, 64)}
+    assert _pixels_of_file(padded) == 3600
+    assert _pixels_of_file({**padded, "content_size": (64, 64)}) == 1800
