@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dinox.losses.softmax import SoftmaxLoss
 from dinox.structures import MatchedPredictions
 
 NUM_CLASSES_DRAWN = 50
@@ -36,10 +37,10 @@ class FederatedLoss:
     Other classes give neither loss nor gradient: LVIS says for few classes of an image that they are not in it, and a
     rare class would drown in the background of all other images.
 
-    "Present" are the classes of the positives of one call, and every call draws anew: all decoder layers of a query
-    group share their classes, every group and the encoder have their own (CenterNet2 draws for every stage). Every rank
-    draws for itself, from its own images. Of the ``num_classes_drawn`` none is the background, which takes one of them
-    in CenterNet2's code.
+    "Present" are the classes of all objects that a query group sees in the batch. Every call draws anew: all decoder
+    layers of a group share their classes, every group and the encoder have their own (CenterNet2 draws for every
+    stage). Every rank draws for itself, from its own images. Of the ``num_classes_drawn`` none is the background, which
+    takes one of them in CenterNet2's code.
 
     Args:
         loss: of sigmoid logits, such as ``FocalLoss``; it is called with the drawn classes only.
@@ -66,15 +67,19 @@ class FederatedLoss:
         self.loss, self.image_counts = loss, image_counts
         self.num_classes_drawn, self.power = num_classes_drawn, power
         self.draw, self.generator = draw, generator
-        if hasattr(loss, "normaliser"):
-            self.normaliser = loss.normaliser
+        if isinstance(loss, SoftmaxLoss):
+            raise ValueError("loss: expected one of sigmoid logits, such as FocalLoss, got a SoftmaxLoss")
+        for name in ("normaliser", "groups"):  # what the criterion looks for
+            if hasattr(loss, name):
+                setattr(self, name, getattr(loss, name))
         self._weights: Tensor | None = None
 
     def __call__(self, matched: MatchedPredictions) -> Tensor:
         """Returns (A,): what the loss gives for the classes drawn."""
-        num_classes = matched.logits.shape[-1]
-        present = torch.zeros(num_classes + 1, dtype=torch.bool, device=matched.labels.device)  # the last: background
-        present = present.index_fill(0, matched.labels.flatten(), True)[:-1].cpu()
+        num_classes, targets = matched.logits.shape[-1], matched.targets
+        labels = torch.where(targets.valid, targets.labels, num_classes)  # (B, M)
+        present = torch.zeros(num_classes + 1, dtype=torch.bool, device=labels.device)
+        present = present.index_fill(0, labels.flatten(), True)[:-1].cpu()
         drawn = self.draw(present, self._weights_of(num_classes), self.num_classes_drawn, self.generator)
         return self.loss(of_classes(matched, drawn.to(matched.labels.device)))
 
@@ -93,10 +98,13 @@ class FederatedLoss:
 
 
 def of_classes(matched: MatchedPredictions, classes: Tensor) -> MatchedPredictions:
-    """The same predictions as if there were only these classes, (F,) int64, in this order; all positives' are there."""
+    """The same predictions as if there were only these classes, (F,) int64, in this order; all objects' are there."""
     num_classes = matched.logits.shape[-1]
     new_labels = torch.full((num_classes + 1,), len(classes), device=classes.device)  # what is none of them: background
     new_labels = new_labels.scatter(0, classes, torch.arange(len(classes), device=classes.device))
     return dataclasses.replace(
-        matched, logits=matched.logits.index_select(-1, classes), labels=new_labels[matched.labels]
+        matched,
+        logits=matched.logits.index_select(-1, classes),
+        labels=new_labels[matched.labels],
+        targets=dataclasses.replace(matched.targets, labels=new_labels[matched.targets.labels]),
     )

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from dinox.losses import FederatedLoss, FocalLoss, draw_classes
+from dinox.losses import (
+    FederatedLoss,
+    FocalLoss,
+    PositionSupervisedLoss,
+    QualityFocalLoss,
+    SoftmaxLoss,
+    draw_classes,
+)
 from dinox.structures import MatchedPredictions, Targets
 
 from ..small_models import DINO, assert_trains_one_step, build_small, loss_keys, make_input
@@ -111,17 +118,47 @@ def test_a_seed_determines_the_draw():
 
 
 def test_without_objects_there_is_a_loss_and_a_gradient():
-    matched = make_matched()
-    background = MatchedPredictions(
-        matched.logits,
-        matched.boxes,
-        torch.zeros_like(matched.positive),
-        torch.full_like(matched.labels, CLASSES),
-        matched.boxes,
-    )
-    loss = FederatedLoss(loss=FocalLoss(), image_counts=None, num_classes_drawn=2)(background)
+    logits = torch.zeros(2, 1, 3, CLASSES).requires_grad_()
+    index, none = torch.full((2, 1, 3), -1), torch.empty(0, dtype=torch.int64)
+    targets = Targets.from_lists([none], [torch.empty(0, 4)])
+    matched = MatchedPredictions.pair(logits, torch.rand(2, 1, 3, 4), index, targets)
+    loss = FederatedLoss(loss=FocalLoss(), image_counts=None, num_classes_drawn=2)(matched)
     loss.sum().backward()
-    assert (loss > 0).all() and (matched.logits.grad != 0).any(0).any(0).any(0).sum() == 2
+    assert (loss > 0).all() and (logits.grad != 0).flatten(0, 2).any(0).sum() == 2
+
+
+def test_classes_of_objects_without_a_query_are_drawn_too():
+    """One query, two objects: of classes 4 (matched) and 2."""
+    targets = Targets.from_lists([torch.tensor([4, 2])], [torch.rand(2, 4)])
+    matched = MatchedPredictions.pair(
+        torch.zeros(1, 1, 1, CLASSES), torch.rand(1, 1, 1, 4), torch.tensor([[[0]]]), targets
+    )
+    drawn = []
+
+    def draw(present, weights, number, generator):
+        drawn.append(present.tolist())
+        return present.nonzero()[:, 0]
+
+    FederatedLoss(loss=FocalLoss(), image_counts=None, draw=draw)(matched)
+    assert drawn == [[False, False, True, False, True, False]]
+
+
+@pytest.mark.parametrize("loss", [PositionSupervisedLoss(rescale="one"), QualityFocalLoss()])
+def test_other_sigmoid_losses_see_the_same_objects(loss):
+    """With all classes drawn they are themselves; with some, they are the sum over the entries of these."""
+    matched = make_matched()
+    everything = FederatedLoss(loss=loss, image_counts=None, num_classes_drawn=CLASSES)(matched)
+    assert everything.tolist() == loss(matched).tolist()
+    parts = [
+        FederatedLoss(loss=loss, image_counts=None, draw=draws(*classes))(matched) for classes in ((0, 4), (4, 5), (4,))
+    ]
+    both = FederatedLoss(loss=loss, image_counts=None, draw=draws(0, 4, 5))(matched)
+    assert (parts[0] + parts[1] - parts[2]).tolist() == pytest.approx(both.tolist(), rel=1e-5)  # float32 sums
+
+
+def test_a_softmax_is_refused():
+    with pytest.raises(ValueError, match="loss: expected one of sigmoid logits, such as FocalLoss, got a SoftmaxLoss"):
+        FederatedLoss(loss=SoftmaxLoss(), image_counts=None)
 
 
 def test_counts_may_be_read_when_they_are_needed():

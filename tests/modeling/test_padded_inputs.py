@@ -21,14 +21,14 @@ def test_boxes_come_out_in_the_frame_of_the_image_without_its_padding():
     """50 x 100 pixels of the square are image, shown at 200 x 400: four times as large, cut off at 200."""
     boxes = [[10.0, 20.0, 30.0, 40.0], [10.0, 40.0, 30.0, 60.0], [10.0, 60.0, 30.0, 90.0]]
     padded = {"height": 200, "width": 400, "content_size": (50, 100)}
-    (output,) = in_output_frames([found(*boxes)], [padded])
+    (output,) = in_output_frames({"instances": [found(*boxes)]}, [padded])
     # The third is in the padding alone.
     assert output["instances"].pred_boxes.tensor.tolist() == [[40, 80, 120, 160], [40, 160, 120, 200]]
     assert output["instances"].image_size == (200, 400)
 
 
 def test_without_padding_the_frame_is_the_whole_image():
-    (output,) = in_output_frames([found([10.0, 20.0, 30.0, 40.0])], [{"height": 200, "width": 400}])
+    (output,) = in_output_frames({"instances": [found([10.0, 20.0, 30.0, 40.0])]}, [{"height": 200, "width": 400}])
     assert output["instances"].pred_boxes.tensor.tolist() == [[40, 40, 120, 80]]
 
 
