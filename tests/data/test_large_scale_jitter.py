@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools import mask as mask_util
 
 from dinox.data import DetectionMapper, large_scale_jitter, resize_and_pad
 from dinox.data.large_scale_jitter import MIN_BOX_SIDE, PAD_VALUE, CropAndPad, content_size
@@ -86,9 +87,13 @@ def test_boxes_and_masks_stay_on_the_object(tmp_path, masks):
     assert seen > 40
 
 
-def test_masks_are_not_padded_with_objects(tmp_path):
-    """A mask over the whole image ends where the image ends."""
+@pytest.mark.parametrize(
+    "encode", [lambda polygon: [polygon], lambda polygon: mask_util.frPyObjects([polygon], 96, 144)[0]]
+)
+def test_masks_are_not_padded_with_objects(tmp_path, encode):
+    """A mask over the whole image, as polygon and as run-length encoding, ends where the image ends."""
     record = white_rectangle(tmp_path, box=(0, 0, 144, 96))
+    record["annotations"][0]["segmentation"] = encode([0, 0, 144, 0, 144, 96, 0, 96])
     augmentations = jitter(min_scale=0.5, max_scale=0.5)
     output = DetectionMapper(is_train=True, augmentations=augmentations, masks="bitmask")(record)
     assert output["instances"].gt_boxes.tensor.tolist() == [[0, 0, 64, 43]]
