@@ -15,7 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from dinox.data.errors import DataError
-from dinox.data.masks import CROWD_REGION, tight_boxes
+from dinox.data.masks import CROWD_REGION, count_pixels, tight_boxes
 
 MAX_PASTED = 100
 BOX_MOVED = 10.0
@@ -48,7 +48,7 @@ def visible_objects(
     """
     masks = BitMasks(instances.gt_masks.tensor & ~covered)
     boxes = tight_boxes(masks)
-    left = masks.tensor.flatten(1).sum(1)
+    left = count_pixels(masks)
     stayed = ((boxes.tensor - instances.gt_boxes.tensor).abs() <= box_moved).all(1)
     kept = (left > 0) & (stayed | (left > mask_left))
     return Instances(

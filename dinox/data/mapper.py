@@ -20,7 +20,7 @@ from dinox.data.conversions import CONVERSIONS
 from dinox.data.errors import DataError
 from dinox.data.images import LoadedImage, check_image_settings, load_image
 from dinox.data.large_scale_jitter import content_size
-from dinox.data.masks import CROWD_REGION, MASK_FORMATS, AugmentedImage, masks_of, region_of, tight_boxes
+from dinox.data.masks import CROWD_REGION, MASK_FORMATS, AugmentedImage, count_pixels, masks_of, region_of, tight_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class DetectionMapper:
         instances.gt_masks, instances.gt_boxes = masks, tight_boxes(masks)
         crowds = [annotation for annotation in annotations if annotation.get("iscrowd", 0) != 0]
         region = {CROWD_REGION: region_of(crowds, image)} if crowds else {}
-        return {"instances": instances[masks.nonempty()], **region}
+        return {"instances": instances[count_pixels(masks) > 0], **region}
 
     def _instances(self, annotations: Sequence[dict], image: AugmentedImage) -> tuple[Instances, list[dict]]:
         """Classes and boxes in the frame of the augmented image, and the annotations that they are of."""

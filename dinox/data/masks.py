@@ -116,6 +116,11 @@ def _decoded(encoded: dict, image: AugmentedImage) -> np.ndarray:
     return mask_util.decode(encoded)
 
 
+def count_pixels(masks: BitMasks) -> Tensor:
+    """(M,) int64, on the CPU. (torch sums bools slowly.)"""
+    return torch.tensor([np.count_nonzero(mask) for mask in masks.tensor.numpy()], dtype=torch.int64)
+
+
 def tight_boxes(masks: BitMasks) -> Boxes:
     """Absolute (x1, y1, x2, y2) around the pixels of every mask; zeros where there are none."""
     return masks.get_bounding_boxes()
