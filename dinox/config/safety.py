@@ -21,13 +21,18 @@ from dinox.utils.suggest import did_you_mean
 
 ALLOWED_MODULES = (
     "dinox.data.augmentation",
+    "dinox.data.class_counts",
+    "dinox.data.copy_paste",
+    "dinox.data.large_scale_jitter",
     "dinox.data.loader",
     "dinox.data.mapper",
+    "dinox.data.sampling",
     "dinox.data.skipping",
     "dinox.engine.optimizer",
     "dinox.engine.schedule",
     "dinox.evaluation.coco",
     "dinox.evaluation.detections",
+    "dinox.evaluation.lvis",
     "dinox.evaluation.nms",
     "dinox.layers",
     "dinox.losses",
@@ -55,6 +60,8 @@ modules only import is not theirs. Of their functions, which may as well write o
 ALLOWED_FUNCTIONS = (
     "dinox.data.augmentation.detr_augmentation",
     "dinox.data.augmentation.resize_augmentation",
+    "dinox.data.large_scale_jitter.large_scale_jitter",
+    "dinox.data.large_scale_jitter.resize_and_pad",
     "dinox.data.loader.build_train_loader",
     "dinox.data.loader.load_dataset_dicts",
     "dinox.engine.optimizer.get_optimizer_params",

@@ -15,7 +15,9 @@ from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES, check_coco_json, class_n
 from dinox.data.coco_problems import is_whole
 from dinox.data.errors import DataError
 from dinox.data.image_paths import ALLOW_KEY, first_outside, root_name
+from dinox.data.masks import masks_missing
 from dinox.data.problems import listed
+from dinox.data.training_checks import asks_for_masks, check_parts
 from dinox.utils.suggest import did_you_mean
 
 _ORDER_CURE = {True: "", False: " and in the same order of ids, or set dataloader.test.dataset.numbered_like"}
@@ -38,6 +40,8 @@ def check_data(cfg: DictConfig, *, training: bool = True) -> None:
     """
     num_classes = number_of_classes(cfg)
     check_image_formats(cfg)
+    if training:
+        check_parts(cfg, num_classes=num_classes)
     loaders = {split: cfg.dataloader.get(split) for split in (("train", "test") if training else ("test",))}
     names = {split: dataset_names(loader) for split, loader in loaders.items()}
     for split, loader in loaders.items():
@@ -49,6 +53,7 @@ def check_data(cfg: DictConfig, *, training: bool = True) -> None:
                 num_classes=num_classes,
                 max_bad_boxes=_setting(loader, "max_bad_boxes", DEFAULT_MAX_BAD_BOXES),
                 allow_outside_image_root=_setting(loader, ALLOW_KEY, False),
+                masked=split == "train" and asks_for_masks(loader),
             )
     train, test = names.get("train", []), names["test"]
     check_same_classes(train)
@@ -92,6 +97,7 @@ def check_dataset(
     num_classes: int | None = None,
     max_bad_boxes: float = DEFAULT_MAX_BAD_BOXES,
     allow_outside_image_root: bool = False,
+    masked: bool = False,
 ) -> None:
     """Check one registered dataset: its json and image folder or, without a COCO json, its dicts.
 
@@ -103,7 +109,9 @@ def check_dataset(
     json_file = coco_json_of(name)
     if json_file is None or not os.path.isfile(json_file):
         # Datasets may be made when they are first asked for. If this is none of them, it says that the file is missing.
-        load_dataset(name, num_classes=num_classes)
+        dicts = load_dataset(name, num_classes=num_classes)
+        if masked and (fault := masks_missing([each for record in dicts for each in record.get("annotations", ())])):
+            raise DataError(f"Dataset {name!r}: {fault}")
         return
     classes = _check_json(
         name,
@@ -112,6 +120,7 @@ def check_dataset(
         evaluated=evaluated,
         max_bad_boxes=max_bad_boxes,
         allow_outside_image_root=allow_outside_image_root,
+        masked=masked,
     )
     if metadata.get("thing_classes") is None:
         # As detectron2 does on loading; known earlier, so that they can be compared with other datasets and the model.
@@ -167,6 +176,8 @@ def load_dataset(name: str, *, num_classes: int | None = None) -> list[dict]:
     except DataError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "lvis":
+            raise DataError(f"Dataset {name!r} is read by the package lvis: pip install 'dinox[lvis]'") from error
         explain_by_json(name)
         raise DataError(f"Dataset {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
     if len(dicts) == 0:

@@ -7,11 +7,13 @@ becomes another box, a repeated image id hides an image.
 import json
 import math
 import os
+from typing import Any
 
 from dinox.data.boxes import KINDS
 from dinox.data.coco_problems import find_problems
 from dinox.data.errors import DataError
 from dinox.data.image_paths import ALLOW_KEY, leaves_root, root_name
+from dinox.data.masks import masks_missing
 from dinox.data.problems import Place, Problem, shown
 
 DEFAULT_MAX_BAD_BOXES = 0.01
@@ -31,6 +33,7 @@ def check_coco_json(
     evaluated: bool = False,
     max_bad_boxes: float = DEFAULT_MAX_BAD_BOXES,
     allow_outside_image_root: bool = False,
+    masked: bool = False,
 ) -> list[str]:
     """Check a COCO detection json and the folder of its images; return the class names in the order of their ids.
 
@@ -43,6 +46,7 @@ def check_coco_json(
         evaluated: annotations need the fields that pycocotools reads.
         max_bad_boxes: how many boxes may be left out, see ``most_bad_boxes``.
         allow_outside_image_root: let image paths lead out of ``image_root`` (see ``dinox.data.image_paths``).
+        masked: annotations other than crowds need masks.
 
     Raises DataError naming the file and the field or ids.
     """
@@ -58,6 +62,8 @@ def check_coco_json(
         others = {1: "", 2: " There is 1 other kind of mistake."}
         more = others.get(len(errors), f" There are {len(errors) - 1} other kinds of mistakes.")
         raise DataError(f"{json_file}: {errors[0]}{more}")
+    if masked and (fault := masks_missing(coco["annotations"])):
+        raise DataError(f"{json_file}: {fault}")
     if image_root is not None:
         _check_image_root(coco, json_file, image_root)
     return class_names(coco)
@@ -79,7 +85,15 @@ def most_bad_boxes(total: int, max_bad_boxes: float) -> int:
 
 
 def read_coco_json(json_file: str | os.PathLike) -> dict:
-    """The content of a json file. Raises DataError naming file, byte offset or key."""
+    """The content of a json file with a dataset. Raises DataError naming file, byte offset or key."""
+    coco = read_json(json_file)
+    if not isinstance(coco, dict):
+        raise DataError(f"{json_file}: expected an object with images, annotations and categories, got {shown(coco)}.")
+    return coco
+
+
+def read_json(json_file: str | os.PathLike) -> Any:
+    """The content of a json file. Raises DataError naming file and byte offset."""
     try:
         with open(json_file, "rb") as file:
             content = file.read()
@@ -88,7 +102,7 @@ def read_coco_json(json_file: str | os.PathLike) -> dict:
     except OSError as error:
         raise DataError(f"Annotation file {json_file} cannot be read: {error.strerror}.") from error
     try:
-        coco = json.loads(content)
+        return json.loads(content)
     except json.JSONDecodeError as error:
         offset = len(error.doc[: error.pos].encode())
         raise DataError(
@@ -101,9 +115,6 @@ def read_coco_json(json_file: str | os.PathLike) -> dict:
         raise DataError(f"{json_file}: not a COCO json: {error}.") from error
     except RecursionError as error:
         raise DataError(f"{json_file}: not a COCO json: it is nested too deeply.") from error
-    if not isinstance(coco, dict):
-        raise DataError(f"{json_file}: expected an object with images, annotations and categories, got {shown(coco)}.")
-    return coco
 
 
 def dataset_root_hint() -> str:

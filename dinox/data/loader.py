@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 
 from detectron2.data import build_detection_train_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
+from detectron2.data.samplers import TrainingSampler
 from torch.utils.data import Sampler
 
 from dinox.data.checks import check_image_paths, check_registered, explain_by_json, known_classes, load_dataset
 from dinox.data.class_numbering import class_names_of, number_alike
 from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES
+from dinox.data.copy_paste import CopyPaste
 from dinox.data.errors import DataError
 from dinox.data.left_out import DatasetDicts, entries_left_out, leave_out_bad_boxes
+from dinox.data.masks import COPY_PASTE_WITHOUT_MASKS
 from dinox.data.problems import listed
+from dinox.data.sampling import NumberedSampler
 from dinox.data.skipping import DEFAULT_MAX_BAD, ReadableImages, SkippingLoader
 
 logger = logging.getLogger(__name__)
@@ -24,7 +28,8 @@ def build_train_loader(
     mapper: Callable[[dict], dict],
     total_batch_size: int,
     num_workers: int = 0,
-    sampler: Sampler | None = None,
+    sampler: Sampler | Callable[[Sequence[dict]], Sampler] | None = None,
+    copy_paste: CopyPaste | None = None,
     aspect_ratio_grouping: bool = True,
     max_bad: float = DEFAULT_MAX_BAD,
     output_dir: str | None = None,
@@ -36,12 +41,21 @@ def build_train_loader(
     Args:
         dataset: dicts in detectron2's format.
         mapper: from a dict to a model's input, as ``DetectionMapper``.
-        total_batch_size, num_workers, sampler, aspect_ratio_grouping: detectron2's.
+        total_batch_size, num_workers, aspect_ratio_grouping: detectron2's.
+        sampler: detectron2's, or a function that makes one for the dicts, such as ``RepeatFactorSampling``. None: all
+            images alike, in random order.
+        copy_paste: pastes objects of other images, which needs a mapper that gives masks. None: nothing is pasted.
         max_bad: the share of the images, 0 to 1, that may be left out; rounded up, so that it is one image at least
             unless it is 0. Training ends with a DataError when there are more.
         output_dir: where ``skipped.csv`` lists them: path, image id, cause.
     """
-    images = ReadableImages(dataset, mapper, max_bad=max_bad)
+    if copy_paste is not None and getattr(mapper, "masks", "none") == "none":
+        raise DataError(COPY_PASTE_WITHOUT_MASKS)
+    images = ReadableImages(dataset, mapper, max_bad=max_bad, copy_paste=copy_paste)
+    if sampler is not None and not isinstance(sampler, Sampler):
+        sampler = sampler(dataset)
+    if copy_paste is not None:
+        sampler = NumberedSampler(sampler or TrainingSampler(len(images)))
     loader = build_detection_train_loader(
         images,
         mapper=None,

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -14,10 +14,13 @@ from detectron2.data.detection_utils import (
 )
 from detectron2.structures import Instances
 
+from dinox.data.boxes import LEAST_SIDE
 from dinox.data.checks import check_annotations
 from dinox.data.conversions import CONVERSIONS
 from dinox.data.errors import DataError
 from dinox.data.images import LoadedImage, check_image_settings, load_image
+from dinox.data.large_scale_jitter import content_size
+from dinox.data.masks import CROWD_REGION, MASK_FORMATS, AugmentedImage, count_pixels, masks_of, region_of, tight_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ class DetectionMapper:
     * ``image``: uint8 tensor (3, H, W), 0..255, channels in the order of ``image_format``, after the augmentations;
     * in training ``instances``: ``gt_boxes`` (absolute x1, y1, x2, y2 inside of the augmented image) and
       ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty;
+    * with ``masks``, ``gt_masks`` (detectron2's BitMasks) besides, of at least one pixel each; boxes are the tight ones
+      around them. Where there are crowds, ``crowd_region``: bool tensor (H, W);
+    * ``content_size`` where the augmentations pad to the right and below: (height, width) of the rest of ``image``;
     * what a model is told (DN-DETR, section 5.7.1), from the annotations: ``known_boxes`` and ``known_labels`` with
       ``known_objects``, ``known_classes`` with ``known_labels``;
     * ``conversions`` if the file lost something on reading (see ``dinox.data.images``), such as transparency.
@@ -51,6 +57,8 @@ class DetectionMapper:
         known_objects: classes whose objects the model is told, by their indices; None: none.
         known_labels: whether the model is told which classes are in the image.
         max_pixels: a larger image is an error; None: Pillow's limit of 179 million pixels.
+        masks: "bitmask" or "none". Annotations have polygons or run-length encodings, in any mixture.
+        min_box_side: pixels; boxes whose width or height is not larger after the augmentations are left out.
 
     Raises DataError for an image that cannot be read (UnreadableImage if it is missing or damaged) or has another size
     than its dict says, and for annotations with a class index or a box that cannot be right.
@@ -67,7 +75,11 @@ class DetectionMapper:
         max_pixels: int | None = None,
         known_objects: Sequence[int] | None = None,
         known_labels: bool = False,
+        masks: Literal["none", "bitmask"] = "none",
+        min_box_side: float = LEAST_SIDE,
     ) -> None:
+        if masks not in MASK_FORMATS:
+            raise DataError(f"dataloader.train.mapper.masks: expected one of {', '.join(MASK_FORMATS)}, got {masks!r}")
         check_image_settings(image_format=image_format, exif=exif)
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
@@ -77,6 +89,8 @@ class DetectionMapper:
         self.max_pixels = max_pixels
         self.known_objects = None if known_objects is None else _class_indices(known_objects, num_classes)
         self.known_labels = known_labels
+        self.masks = masks
+        self.min_box_side = min_box_side
         logger.info("Augmentations in %s: %s", "training" if is_train else "inference", list(augmentations))
 
     def __call__(self, record: dict) -> dict:
@@ -92,19 +106,44 @@ class DetectionMapper:
         output["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
 
         annotations = output.pop("annotations", ())  # images of a dataset without annotations are background
+        image = AugmentedImage(
+            transforms, loaded.pixels.shape[:2], augmented.image.shape[:2], name=str(record["file_name"])
+        )
+        content = content_size(transforms, image.original_size, image.size)
+        if content != image.size:
+            output["content_size"] = content
         if self.is_train:
-            output["instances"] = _make_instances(annotations, transforms, augmented.image.shape[:2])
-        return output | self._known(annotations, transforms, augmented.image.shape[:2])
+            output |= self._objects(annotations, image)
+        return output | self._known(annotations, image)
 
-    def _known(self, annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]) -> dict:
+    def _objects(self, annotations: Sequence[dict], image: AugmentedImage) -> dict:
+        """What there is to learn of the image."""
+        if self.masks == "none":
+            return {"instances": self._instances(annotations, image)[0]}
+        instances, annotations_left = self._instances(annotations, image)
+        masks = masks_of(annotations_left, image)
+        instances.gt_masks, instances.gt_boxes = masks, tight_boxes(masks)
+        crowds = [annotation for annotation in annotations if annotation.get("iscrowd", 0) != 0]
+        region = {CROWD_REGION: region_of(crowds, image)} if crowds else {}
+        return {"instances": instances[count_pixels(masks) > 0], **region}
+
+    def _instances(self, annotations: Sequence[dict], image: AugmentedImage) -> tuple[Instances, list[dict]]:
+        """Classes and boxes in the frame of the augmented image, and the annotations that they are of."""
+        objects = [annotation for annotation in annotations if annotation.get("iscrowd", 0) == 0]
+        moved = [transform_instance_annotations(_only_box(each), image.transforms, image.size) for each in objects]
+        instances = annotations_to_instances(moved, image.size)
+        instances, kept = filter_empty_instances(instances, box_threshold=self.min_box_side, return_mask=True)
+        return instances, [annotation for annotation, is_kept in zip(objects, kept.tolist()) if is_kept]
+
+    def _known(self, annotations: Sequence[dict], image: AugmentedImage) -> dict:
         """What the model is told about the image."""
         known = {}
         if self.known_objects is not None:
             told = [annotation for annotation in annotations if annotation["category_id"] in self.known_objects]
-            instances = _make_instances(told, transforms, size)
+            instances, _ = self._instances(told, image)
             known |= {"known_boxes": instances.gt_boxes, "known_labels": instances.gt_classes}
         if self.known_labels:
-            instances = _make_instances(annotations, transforms, size)
+            instances, _ = self._instances(annotations, image)
             known["known_classes"] = sorted(set(instances.gt_classes.tolist()))
         return known
 
@@ -147,16 +186,6 @@ def _class_indices(classes: Any, num_classes: int | None) -> frozenset[int]:
 
 def _is_class(index: Any, num_classes: int | None) -> bool:
     return isinstance(index, int) and not isinstance(index, bool) and 0 <= index < (num_classes or index + 1)
-
-
-def _make_instances(annotations: Sequence[dict], transforms: T.TransformList, size: tuple[int, int]) -> Instances:
-    """Ground truth in the frame of the augmented image, whose (height, width) is ``size``."""
-    transformed = [
-        transform_instance_annotations(_only_box(annotation), transforms, size)
-        for annotation in annotations
-        if annotation.get("iscrowd", 0) == 0
-    ]
-    return filter_empty_instances(annotations_to_instances(transformed, size))
 
 
 def _only_box(annotation: dict) -> dict:

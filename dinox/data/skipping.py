@@ -21,9 +21,11 @@ from detectron2.utils import comm
 from torch.utils.data import Dataset
 
 from dinox.data.conversions import count_conversions_of
+from dinox.data.copy_paste import CopyPaste
 from dinox.data.errors import DataError, UnreadableImage
 from dinox.data.images import CAUSES
 from dinox.data.left_out import entries_left_out
+from dinox.data.sampling import Visit
 from dinox.utils.whole_files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -47,9 +49,17 @@ class ReadableImages(Dataset):
         mapper: from a dict to a model's input. It raises UnreadableImage for images that may be replaced.
         max_bad: the share of the images that may be bad, 0 to 1; rounded up to a number of images, of which one at
             least has to be good.
+        copy_paste: puts objects of a second image, drawn for every visit (see ``Visit``), upon the first; or None.
     """
 
-    def __init__(self, records: Sequence[dict], mapper: Callable[[dict], dict], *, max_bad: float) -> None:
+    def __init__(
+        self,
+        records: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        *,
+        max_bad: float,
+        copy_paste: CopyPaste | None = None,
+    ) -> None:
         if len(records) == 0:
             raise DataError("The training data is empty: expected at least one image.")
         self.max_bad = max_bad
@@ -57,6 +67,7 @@ class ReadableImages(Dataset):
         self.left_out = entries_left_out(records)
         self._records = DatasetFromList(list(records), copy=False)
         self._mapper = mapper
+        self._copy_paste = copy_paste
         # One byte per image, 0 or the number of the cause. Worker processes write into the memory of the main one.
         self._causes = torch.zeros(len(records), dtype=torch.uint8).share_memory_()
 
@@ -64,6 +75,14 @@ class ReadableImages(Dataset):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
+        image = self._readable(index)
+        if self._copy_paste is None:
+            return image
+        generator = self._copy_paste.generator(int(index), index.number if isinstance(index, Visit) else 0)
+        other = self._readable(int(generator.integers(len(self))))
+        return self._copy_paste(image, other, generator)
+
+    def _readable(self, index: int) -> dict:
         for candidate in _candidates(int(index), len(self)):
             if self._causes[candidate]:
                 continue

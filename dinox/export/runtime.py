@@ -8,13 +8,13 @@ from typing import Any
 
 import detectron2.data.transforms as T
 import torch
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from dinox.export.description import FileDescription
 from dinox.export.postprocess import build_postprocess
 from dinox.export.runners import OnnxRunner, ProgramRunner, Runner
+from dinox.modeling.meta_arch.predictions import in_output_frames
 from dinox.structures import RawPredictions
 from dinox.structures.memory import Size
 
@@ -72,10 +72,7 @@ class ExportedDetector:
             for chunk in self._chunks(list(indices)):
                 images = torch.stack([batched_inputs[i]["image"] for i in chunk])
                 found |= zip(chunk, self._detect(images, size))
-        return [
-            {"instances": detector_postprocess(found[i], x.get("height", sizes[i][0]), x.get("width", sizes[i][1]))}
-            for i, x in enumerate(batched_inputs)
-        ]
+        return in_output_frames({"instances": [found[i] for i in range(len(batched_inputs))]}, batched_inputs)
 
     def _chunks(self, indices: list[int]) -> list[list[int]]:
         step = self.description.batch or len(indices)

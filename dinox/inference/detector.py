@@ -20,6 +20,7 @@ from dinox.checkpoint.building import build_model, explained
 from dinox.config import ConfigError, apply_overrides, load_config
 from dinox.data import DataError
 from dinox.data.checks import check_dataset, dataset_names
+from dinox.data.large_scale_jitter import content_size
 from dinox.engine.setup import resolve_device
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Detector:
         pixels = image if self.input_format == "RGB" else image[:, :, ::-1]
         resized = T.AugInput(np.ascontiguousarray(pixels))
         try:
-            self.resize(resized)
+            transforms = self.resize(resized)
         except ValueError as error:
             height, width = image.shape[:2]
             raise DataError(
@@ -56,7 +57,14 @@ class Detector:
                 "pieces of another shape"
             ) from error
         tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": image.shape[0], "width": image.shape[1], "file_name": name}
+        content = content_size(transforms, image.shape[:2], resized.image.shape[:2])
+        return {
+            "image": tensor,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "file_name": name,
+            **({} if content == resized.image.shape[:2] else {"content_size": content}),
+        }
 
 
 def load_detector(

@@ -3,6 +3,7 @@
 from dinox.losses.box import GIoULoss, L1Loss
 from dinox.losses.by_group import LossByGroup
 from dinox.losses.distribution import distribution_focal_loss
+from dinox.losses.federated import FederatedLoss, draw_classes
 from dinox.losses.focal import FocalLoss, quality_focal_loss, sigmoid_focal_loss
 from dinox.losses.position_supervised import (
     PositionSupervisedLoss,
@@ -15,6 +16,7 @@ from dinox.losses.position_supervised import (
 from dinox.losses.softmax import SoftmaxLoss
 
 __all__ = [
+    "FederatedLoss",
     "FocalLoss",
     "GIoULoss",
     "L1Loss",
@@ -23,6 +25,7 @@ __all__ = [
     "QualityFocalLoss",
     "SoftmaxLoss",
     "distribution_focal_loss",
+    "draw_classes",
     "largest_iou",
     "matched_iou",
     "position_targets",

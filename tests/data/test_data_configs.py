@@ -4,6 +4,7 @@ import pytest
 from detectron2.config import instantiate
 from detectron2.evaluation import COCOEvaluator
 
+from dinox.config.overrides import apply_overrides
 from dinox.data import DataError, register_shapes
 from dinox.model_zoo import get_config
 
@@ -44,6 +45,38 @@ def test_coco_config_is_that_of_the_papers():
     assert dataloader.test.mapper.image_format == dataloader.train.mapper.image_format == "RGB"
     resize = instantiate(dataloader.test.mapper.augmentations)[0]
     assert (resize.short_edge_length, resize.max_size) == ((800,), 1333)
+
+
+def test_large_scale_jitter_and_copy_paste_are_those_of_the_paper(tmp_path):
+    register_shapes("tiny_shapes_lsj", seed=9, num_images=8, root=tmp_path)
+    cfg = get_config("common/data/coco_lsj")
+    cfg.model, cfg.train = {"num_classes": 6}, {"output_dir": str(tmp_path)}
+    train, test = cfg.dataloader.train, cfg.dataloader.test
+    assert (train.dataset.names, train.total_batch_size) == ("coco_2017_train", 16)
+    settings = train.mapper.augmentations
+    assert (settings.size, settings.min_scale, settings.max_scale, settings.pad_value) == (1024, 0.1, 2.0, 114)
+    assert (train.mapper.min_box_side, train.copy_paste.max_pasted) == (1e-2, 100)
+    train.dataset.names = test.dataset.names = "tiny_shapes_lsj"
+    train.num_workers, test.num_workers, train.total_batch_size, settings.size = 0, 0, 2, 128
+    for image in next(iter(instantiate(train))):
+        assert image["image"].shape == (3, 128, 128)
+        assert set(image["instances"].get_fields()) == {"gt_boxes", "gt_classes"}
+    (tested,) = next(iter(instantiate(test)))  # one size for both
+    assert tested["image"].shape == (3, 128, 128)
+
+
+def test_longer_ranges_of_the_recipes_are_overrides():
+    """Co-DETR's recipes for large backbones: 480 to 1536 in steps of 32, the longer edge at most 2400."""
+    edges = f"[{','.join(map(str, range(480, 1537, 32)))}]"
+    augmentations = "dataloader.train.mapper.augmentations"
+    dataloader = get_config("common/data/coco_detr")
+    overrides = [f"{augmentations}.short_edges={edges}", f"{augmentations}.max_size=2400"]
+    flip, one_of = instantiate(apply_overrides(dataloader, overrides).dataloader.train.mapper.augmentations)
+    (resize,), (before, crop, after) = (branch.augs for branch in one_of.branches)
+    assert flip.prob == 0.5 and one_of.probabilities == [0.5, 0.5]
+    for last in (resize, after):
+        assert (min(last.short_edge_length), max(last.short_edge_length), last.max_size) == (480, 1536, 2400)
+    assert before.short_edge_length == (400, 500, 600) and crop.crop_size == (384, 600)
 
 
 def test_shapes_config_loads_the_embedded_dataset(tmp_path):

@@ -93,7 +93,7 @@ def _match_batch(model: nn.Module, inputs: list[dict]) -> list[ImageMatches]:
                 target_index=target_index[:, b].clone(),
                 anchors=None if anchors is None else anchors[b].clone(),
                 boxes=own,
-                areas=own[:, 2:].prod(-1) * x["height"] * x["width"],
+                areas=own[:, 2:].prod(-1) * _pixels_of_file(x),
                 encoder_index=encoder_index[0][0, b].clone() if encoder_index else None,
             )
         )
@@ -114,3 +114,10 @@ def _of_selected_proposals(predictions: Predictions) -> PredictionSet | None:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one == other).all())
+
+
+def _pixels_of_file(x: dict) -> float:
+    """Of the image file, as many as the input has: with its padding, if it was padded."""
+    height, width = x["image"].shape[-2:]
+    content_height, content_width = x.get("content_size", (height, width))
+    return (x["height"] * height / content_height) * (x["width"] * width / content_width)

@@ -105,8 +105,9 @@ class DetectionTransformer(nn.Module):
         Args:
             batched_inputs: dicts with ``image``, (3, H, W) in ``input_format`` order, 0..255; optionally ``height`` and
                 ``width`` of the output; ``instances`` with ``gt_boxes`` (absolute xyxy in the frame of ``image``) and
-                ``gt_classes`` in training. At inference, of models that were trained for it: ``known_boxes`` (n, 4), in
-                the same frame, with ``known_labels`` (n,) are objects that help to detect the others, and
+                ``gt_classes`` in training. At inference, ``content_size`` is (height, width) of what is no padding in
+                ``image``, if it was padded to the right and below. Of models that were trained for it: ``known_boxes``
+                (n, 4), in the same frame, with ``known_labels`` (n,) are objects that help to detect the others, and
                 ``known_classes`` are all classes that are there (DN-DETR, section 5.7). Other keys are ignored.
 
         Returns:

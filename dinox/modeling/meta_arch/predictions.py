@@ -63,10 +63,14 @@ def detect(
 def in_output_frames(
     detections: dict[str, list[Instances]], batched_inputs: list[dict[str, Any]]
 ) -> list[dict[str, Instances]]:
-    """Detections in the frames of the images to those of ``height`` and ``width``, clipped; empty boxes dropped."""
+    """Detections in the frames of the images to those of ``height`` and ``width``, clipped; empty boxes dropped.
+
+    An input's ``content_size`` is what of its image was there before it was padded: the part that they are the size of.
+    """
     outputs: list[dict[str, Instances]] = [{} for _ in batched_inputs]
     for key, of_images in detections.items():
         for output, found, x in zip(outputs, of_images, batched_inputs, strict=True):
-            height, width = found.image_size
+            height, width = x.get("content_size", found.image_size)
+            found = Instances((height, width), **found.get_fields())
             output[key] = detector_postprocess(found, x.get("height", height), x.get("width", width))
     return outputs

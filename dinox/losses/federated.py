@@ -1,0 +1,110 @@
+"""Federated loss for data with many classes (Zhou et al. 2021, "Probabilistic two-stage detection", CenterNet2).
+
+Legend: A prediction sets of one group (decoder layers), B images, N queries, K classes, F classes drawn.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dinox.losses.softmax import SoftmaxLoss
+from dinox.structures import MatchedPredictions
+
+NUM_CLASSES_DRAWN = 50
+FREQUENCY_POWER = 0.5
+
+DrawClasses = Callable[[Tensor, Tensor, int, torch.Generator | None], Tensor]
+
+
+def draw_classes(present: Tensor, weights: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
+    """All classes that are present, and others up to ``number`` in all, drawn by weight without replacement.
+
+    present: (K,) bool. weights: (K,) float, >= 0; classes of weight 0 come last. All on the CPU. Returns (F,) int64,
+    ascending; F = min(K, max(number, classes present)).
+    """
+    # The classes with the greatest weight / Exp(1) are a draw without replacement (an exponential race).
+    race = weights.double() / torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
+    race[present] = float("inf")
+    total = min(len(weights), max(number, int(present.sum())))
+    return race.topk(total).indices.sort().values
+
+
+class FederatedLoss:
+    """Another classification loss on some of the classes only: those that are present, and a random draw of others.
+
+    Other classes give neither loss nor gradient: LVIS says for few classes of an image that they are not in it, and a
+    rare class would drown in the background of all other images.
+
+    "Present" are the classes of all objects that a query group sees in the batch. Every call draws anew: all decoder
+    layers of a group share their classes, every group and the encoder have their own (CenterNet2 draws for every
+    stage). Every rank draws for itself, from its own images. Of the ``num_classes_drawn`` none is the background, which
+    takes one of them in CenterNet2's code.
+
+    Args:
+        loss: of sigmoid logits, such as ``FocalLoss``; it is called with the drawn classes only.
+        image_counts: in how many images every class is, by class index, or a function that says it, which is called
+            when the loss is first needed. None: all classes are drawn alike.
+        num_classes_drawn: with those that are present, which are taken even if they are more.
+        power: classes are drawn in proportion to ``image_counts ** power``.
+        draw: see ``draw_classes``.
+        generator: on the CPU; None: torch's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: Callable[[MatchedPredictions], Tensor],
+        image_counts: Sequence[int] | Callable[[], Sequence[int]] | None,
+        num_classes_drawn: int = NUM_CLASSES_DRAWN,
+        power: float = FREQUENCY_POWER,
+        draw: DrawClasses = draw_classes,
+        generator: torch.Generator | None = None,
+    ):
+        if num_classes_drawn < 1:
+            raise ValueError(f"num_classes_drawn: expected at least 1, got {num_classes_drawn}")
+        self.loss, self.image_counts = loss, image_counts
+        self.num_classes_drawn, self.power = num_classes_drawn, power
+        self.draw, self.generator = draw, generator
+        if isinstance(loss, SoftmaxLoss):
+            raise ValueError("loss: expected one of sigmoid logits, such as FocalLoss, got a SoftmaxLoss")
+        for name in ("normaliser", "groups"):  # what the criterion looks for
+            if hasattr(loss, name):
+                setattr(self, name, getattr(loss, name))
+        self._weights: Tensor | None = None
+
+    def __call__(self, matched: MatchedPredictions) -> Tensor:
+        """Returns (A,): what the loss gives for the classes drawn."""
+        num_classes, targets = matched.logits.shape[-1], matched.targets
+        labels = torch.where(targets.valid, targets.labels, num_classes)  # (B, M)
+        present = torch.zeros(num_classes + 1, dtype=torch.bool, device=labels.device)
+        present = present.index_fill(0, labels.flatten(), True)[:-1].cpu()
+        drawn = self.draw(present, self._weights_of(num_classes), self.num_classes_drawn, self.generator)
+        return self.loss(of_classes(matched, drawn.to(matched.labels.device)))
+
+    def _weights_of(self, num_classes: int) -> Tensor:
+        """(K,) float64 on the CPU."""
+        if self._weights is None:
+            counts = self.image_counts() if callable(self.image_counts) else self.image_counts
+            counts = [1] * num_classes if counts is None else list(counts)
+            self._weights = torch.tensor(counts, dtype=torch.float64) ** self.power
+        if len(self._weights) != num_classes:
+            raise ValueError(
+                f"image_counts: expected one number for each of the {num_classes} classes that have a logit, got "
+                f"{len(self._weights)}. Give the counts of the dataset that is trained on, and a loss of sigmoids."
+            )
+        return self._weights
+
+
+def of_classes(matched: MatchedPredictions, classes: Tensor) -> MatchedPredictions:
+    """The same predictions as if there were only these classes, (F,) int64, in this order; all objects' are there."""
+    num_classes = matched.logits.shape[-1]
+    new_labels = torch.full((num_classes + 1,), len(classes), device=classes.device)  # what is none of them: background
+    new_labels = new_labels.scatter(0, classes, torch.arange(len(classes), device=classes.device))
+    return dataclasses.replace(
+        matched,
+        logits=matched.logits.index_select(-1, classes),
+        labels=new_labels[matched.labels],
+        targets=dataclasses.replace(matched.targets, labels=new_labels[matched.targets.labels]),
+    )
