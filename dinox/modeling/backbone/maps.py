@@ -32,10 +32,9 @@ def stage_norm(kind: StageNorm, channels: int) -> nn.Module:
     return MapNorm(channels) if kind == "LN" else nn.Identity()
 
 
-def pad_to_multiple(maps: Tensor, height: int, width: int) -> Tensor:
-    """(..., H, W) -> zeros to the right and below, up to the next multiples of ``height`` and ``width``."""
-    below, right = -maps.shape[-2] % height, -maps.shape[-1] % width
-    return F.pad(maps, (0, right, 0, below)) if below or right else maps
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """(B, C, H, W) -> zeros to the right and below, up to the next multiples."""
+    return F.pad(images, (0, -images.shape[-1] % multiple, 0, -images.shape[-2] % multiple))
 
 
 def crop_to_stride(maps: Tensor, image_size: Sequence[int], stride: int) -> Tensor:

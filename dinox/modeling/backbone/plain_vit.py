@@ -60,6 +60,7 @@ class PlainViT(Backbone):
             raise ValueError(f"global_blocks: expected numbers from 0 to {len(network.blocks) - 1}, got {beyond}")
         check_range("freeze_at", freeze_at, 0, len(network.blocks) + 1)
         self.network = network
+        self._resample = import_timm("timm.layers", purpose="PlainViT").resample_abs_pos_embed
         self.window_size = window_size
         self.global_blocks = frozenset(global_blocks)
         self.gradient_checkpointing = gradient_checkpointing
@@ -77,7 +78,7 @@ class PlainViT(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"last_feat": (B, C, H/stride, W/stride)}, sizes rounded up."""
-        cells = self.network.patch_embed(pad_to_multiple(images, self.stride, self.stride))  # (B, h, w, C)
+        cells = self.network.patch_embed(pad_to_multiple(images, self.stride))  # (B, h, w, C)
         cells = self.network.norm_pre(self.network.pos_drop(self._with_positions(cells)))
         size = (cells.shape[1], cells.shape[2])
         window = size if self.window_size is None else tuple(min(side, self.window_size) for side in size)
@@ -105,8 +106,7 @@ class PlainViT(Backbone):
         """Adds the learned embeddings, interpolated to the number of patches."""
         if self.network.pos_embed is None:
             return cells
-        layers = import_timm("timm.layers", purpose="ViT")
-        positions = layers.resample_abs_pos_embed(
+        positions = self._resample(
             self.network.pos_embed,
             new_size=list(cells.shape[1:3]),
             old_size=list(self.network.patch_embed.grid_size),

@@ -18,7 +18,7 @@ from dinox.modeling.backbone.maps import (
     stage_name,
     stage_norm,
 )
-from dinox.modeling.backbone.windows import attend_in_windows, run_block, shifted_window_mask
+from dinox.modeling.backbone.windows import attend_in_windows, pad_to_windows, run_block, shifted_window_mask
 from dinox.utils.ranges import check_range
 from dinox.utils.timm_library import import_timm
 
@@ -94,7 +94,7 @@ class Swin(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"res3": (B, C, H/8, W/8), ...}, sizes rounded up."""
-        cells = self.network.patch_embed(pad_to_multiple(images, _PATCH, _PATCH))  # (B, H/4, W/4, C)
+        cells = self.network.patch_embed(pad_to_multiple(images, _PATCH))  # (B, H/4, W/4, C)
         maps = {}
         for name, stage in zip(self._stages, self.network.layers, strict=True):
             cells = self._run_stage(stage, cells)
@@ -154,7 +154,7 @@ def _stage_norms(kind: StageNorm, channels: dict[str, int]) -> nn.ModuleDict:
 def _attend(cells: Tensor, *, size: int, shift: int, attention: Callable[[Tensor], Tensor]) -> Tensor:
     """(B, H, W, C) -> same: attention in windows of the map that is rolled by ``shift`` after padding."""
     height, width = cells.shape[1:3]
-    cells = pad_to_multiple(cells.permute(0, 3, 1, 2), size, size).permute(0, 2, 3, 1)
+    cells = pad_to_windows(cells, (size, size))
     if shift:
         cells = torch.roll(cells, (-shift, -shift), dims=(1, 2))
     cells = attend_in_windows(cells, (size, size), attention)

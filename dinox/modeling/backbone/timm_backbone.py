@@ -91,7 +91,7 @@ class TimmBackbone(Backbone):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"res3": (B, C, H/8, W/8), ...}, sizes rounded up."""
-        maps = self.network(pad_to_multiple(images, self._pad_to, self._pad_to))
+        maps = self.network(pad_to_multiple(images, self._pad_to) if self._pad_to > 1 else images)
         return {
             name: self.stage_norms[name](crop_to_stride(m, images.shape[-2:], self._out_feature_strides[name]))
             for name, m in zip(self._out_features, maps, strict=True)

@@ -23,10 +23,15 @@ class Windows:
     padded: tuple[int, int]
 
 
+def pad_to_windows(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W, C) -> zeros to the right and below, up to whole windows."""
+    return F.pad(cells, (0, 0, 0, -cells.shape[2] % size[1], 0, -cells.shape[1] % size[0]))
+
+
 def cut_windows(cells: Tensor, size: tuple[int, int]) -> Windows:
     """(B, H, W, C) -> windows without overlap. Cells that are missing to the right and below are zeros."""
-    (h, w), (batch, height, width, channels) = size, cells.shape
-    cells = F.pad(cells, (0, 0, 0, -width % w, 0, -height % h))
+    (h, w), (batch, *_, channels) = size, cells.shape
+    cells = pad_to_windows(cells, size)
     rows, columns = cells.shape[1] // h, cells.shape[2] // w
     tokens = cells.view(batch, rows, h, columns, w, channels).transpose(2, 3).reshape(-1, h * w, channels)
     return Windows(tokens, size, (rows * h, columns * w))
