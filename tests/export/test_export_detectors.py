@@ -24,6 +24,7 @@ ROUNDING = 1e-4
         ("dn_detr/dn_deformable_encoder_detr_r50_50ep", [], "outside"),
         ("deformable_detr/deformable_detr_r50_50ep", [], "outside"),
         ("deformable_detr/deformable_detr_r50_two_stage_50ep", [], "inside"),
+        ("dino/dino_swin_large_4scale_12ep", [], "inside"),
     ],
     ids=[
         "dense, a class for a query",
@@ -31,6 +32,7 @@ ROUNDING = 1e-4
         "conditional, boxes, several levels",
         "deformable, points",
         "deformable, class-agnostic selection",
+        "windows of a backbone",
     ],
 )
 def test_files_detect_what_the_model_detects(tmp_path, config, levels, postprocessing):

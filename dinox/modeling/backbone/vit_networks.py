@@ -92,4 +92,6 @@ def build_eva02(
 
 def _without_classifier(network: nn.Module) -> nn.Module:
     network.norm = network.fc_norm = nn.Identity()
+    if not hasattr(network, "norm_pre"):  # EVA's of older versions of timm
+        network.norm_pre = nn.Identity()
     return network

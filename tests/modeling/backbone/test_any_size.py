@@ -33,6 +33,14 @@ def test_maps_have_the_sides_of_the_image_by_their_stride_rounded_up(build, size
 
 
 @every_backbone
+def test_no_value_of_a_tensor_is_looked_at(build):
+    """So a device never has to be waited for: on the meta device there are no values."""
+    with torch.device("meta"):
+        maps = build()(torch.empty(2, 3, 37, 53))
+    assert all(m.is_meta for m in maps.values())
+
+
+@every_backbone
 def test_every_parameter_gets_a_gradient(build):
     backbone = seeded(build)
     maps = backbone(torch.rand(2, 3, 37, 53))

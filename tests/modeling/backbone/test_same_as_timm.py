@@ -137,3 +137,42 @@ def test_blocks_that_are_not_named_do_not_see_beyond_their_windows(pair):
         expected = torch.zeros(4, 4, dtype=torch.bool)
         expected[:reach, :reach] = True
         assert torch.equal(difference, expected)
+
+
+def attention_of_a_cell(attention, cells, row, column, *, size, shift):
+    """What the cell of a padded map (H, W, C) gets, looked up one by one; one head. Cells see each other if a grid of
+    windows that is shifted down and right has them in one window, and the map does not end between them."""
+    height, width, _ = cells.shape
+    query, keys, values = torch.nn.functional.linear(cells, attention.qkv.weight, attention.qkv.bias).chunk(3, dim=-1)
+    side = 2 * size - 1
+    logits, seen = [], []
+    for r in range(height):
+        for c in range(width):
+            if (r - shift) // size == (row - shift) // size and (c - shift) // size == (column - shift) // size:
+                position = (row - r + size - 1) * side + column - c + size - 1
+                bias = attention.relative_position_bias_table[position, 0]
+                logits.append(query[row, column] @ keys[r, c] * attention.scale + bias)
+                seen.append(values[r, c])
+    attended = torch.stack(logits).softmax(0) @ torch.stack(seen)
+    return torch.nn.functional.linear(attended, attention.proj.weight, attention.proj.bias)
+
+
+def test_swin_on_odd_maps_is_what_looking_up_each_cell_gives():
+    size, shift = 4, 2
+    ours = randomised(Swin(embed_dim=4, depths=(2,), num_heads=(1,), window_size=size, out_features=("res2",)))
+    stage = ours.network.layers[0]
+    cells = torch.randn(1, 5, 7, 4)
+    expected = cells
+    for block, moved in zip(stage.blocks, (0, shift)):
+        padded = torch.zeros(8, 8, 4)
+        padded[:5, :7] = block.norm1(expected)[0]
+        attended = torch.stack(
+            [
+                torch.stack([attention_of_a_cell(block.attn, padded, r, c, size=size, shift=moved) for c in range(7)])
+                for r in range(5)
+            ]
+        )
+        expected = expected + attended
+        expected = expected + block.mlp(block.norm2(expected))
+    with torch.no_grad():
+        torch.testing.assert_close(ours._run_stage(stage, cells), expected, rtol=1e-4, atol=1e-4)
