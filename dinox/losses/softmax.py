@@ -33,4 +33,5 @@ class SoftmaxLoss:
         return self._weights(matched).sum(dim=(1, 2))
 
     def _weights(self, matched: MatchedPredictions) -> Tensor:
-        return torch.where(matched.positive, 1.0, self.background_weight)
+        weights = torch.where(matched.positive, 1.0, self.background_weight)
+        return weights if matched.padding_mask is None else weights.masked_fill(matched.padding_mask, 0.0)

@@ -43,6 +43,7 @@ class PredictionSet:
     target_index: (B, N) int64 known by construction (-1 = background), or None: the matcher decides.
     repeats, target_view, subgroup_size: see :class:`~dinox.structures.queries.QueryGroup`; where the matcher decides,
     it matches every sub-group by itself.
+    padding_mask: (B, N) bool, True = no query: no loss sees it; None: all are queries.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PredictionSet:
     repeats: int = 1
     target_view: TargetView | None = None
     subgroup_size: int | None = None
+    padding_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,9 @@ class MatchedPredictions:
     target_boxes: (A, B, N, 4) normalised cxcywh; equal to the prediction (detached) where background, so that every
     distance is finite and zero there.
     targets: all objects that these predictions were assigned from. group: whose predictions these are.
+    padding_mask: (B, N) bool, True = no query at all, which losses leave out; None: all are queries. Such a slot is
+    background, its logits are as low as they can be, and its box is empty: sigmoid losses are exactly 0 there, whatever
+    they weigh.
     """
 
     logits: Tensor
@@ -72,18 +77,30 @@ class MatchedPredictions:
     target_boxes: Tensor
     targets: Targets
     group: str = MATCHING
+    padding_mask: Tensor | None = None
 
     @classmethod
     def pair(
-        cls, logits: Tensor, boxes: Tensor, target_index: Tensor, targets: Targets, *, group: str = MATCHING
+        cls,
+        logits: Tensor,
+        boxes: Tensor,
+        target_index: Tensor,
+        targets: Targets,
+        *,
+        group: str = MATCHING,
+        padding_mask: Tensor | None = None,
     ) -> MatchedPredictions:
-        """target_index: (A, B, N) int64 into the targets of the same image, -1 = background."""
+        """target_index: (A, B, N) int64 into the targets of the same image, -1 = background. padding_mask: (B, N)."""
+        if padding_mask is not None:
+            target_index = target_index.masked_fill(padding_mask, BACKGROUND)
+            logits = logits.masked_fill(padding_mask[..., None], torch.finfo(logits.dtype).min)
+            boxes = boxes.masked_fill(padding_mask[..., None], 0.0)
         positive = target_index != BACKGROUND
         index = target_index.clamp(min=0).flatten(2)  # (A, B, N)
         images = torch.arange(index.shape[1], device=index.device)[None, :, None]
         labels = torch.where(positive, targets.labels[images, index], logits.shape[-1])
         target_boxes = torch.where(positive[..., None], targets.boxes[images, index].to(boxes), boxes.detach())
-        return cls(logits, boxes, positive, labels, target_boxes, targets, group)
+        return cls(logits, boxes, positive, labels, target_boxes, targets, group, padding_mask)
 
     def one_hot_labels(self) -> Tensor:
         """(A, B, N, K) float, all zero where background."""

@@ -5,12 +5,13 @@ Legend: B images, N queries of a group, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from dinox.structures.auxiliary import HeadSamples
 from dinox.structures.memory import Memory
 from dinox.structures.targets import Targets, TargetView
 
@@ -92,8 +93,10 @@ class QueryContext:
     memory: None for groups that are made without looking at it. proposals: None without query selection. targets: None
     at inference. generator: of all randomness; None: torch's default one. label_embedding: class labels -> content
     queries, where groups share one. anchor_embedding: anchor boxes (B, N, 4) -> positional queries (B, N, D), likewise.
-    known: objects that the user has given at inference; None: nothing is known.
-    known_classes: the classes that the user has said are in the images; None: nobody has said any.
+    known: objects that the user has given at inference; None: nothing is known. known_classes: the classes that the
+    user has said are in the images; None: nobody has said any. samples: what every auxiliary head has assigned objects
+    to, by the head's name; None: no head was asked, as at inference. image_sizes: B x (height, width) of the images
+    without padding, in pixels.
     """
 
     memory: Memory | None = None
@@ -104,6 +107,8 @@ class QueryContext:
     anchor_embedding: Callable[[Tensor], Tensor] | None = None
     known: Targets | None = None
     known_classes: KnownClasses | None = None
+    samples: Mapping[str, HeadSamples] | None = None
+    image_sizes: Sequence[tuple[int, int]] | None = None
 
 
 def build_attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:

@@ -5,6 +5,7 @@ import torch
 import torchvision
 
 from dinox.checkpoint import convert
+from dinox.layers import group_norm
 from dinox.modeling import (
     BestClassDetections,
     ChannelMapper,
@@ -13,7 +14,6 @@ from dinox.modeling import (
     TopKDetections,
     build_resnet,
 )
-from dinox.modeling.neck import group_norm
 from dinox.structures import RawPredictions
 
 from ..small_models import make_memory

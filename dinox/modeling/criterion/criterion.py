@@ -67,7 +67,14 @@ class Criterion(nn.Module):
             losses = {}
             views = self.view(predictions, targets)
             for group, seen, target_index in zip(predictions, views, self.assign(predictions, targets), strict=True):
-                matched = MatchedPredictions.pair(group.logits, group.boxes, target_index, seen, group=group.name)
+                matched = MatchedPredictions.pair(
+                    group.logits,
+                    group.boxes,
+                    target_index,
+                    seen,
+                    group=group.name,
+                    padding_mask=group.padding_mask,
+                )
                 positives = self.count_positives(group, seen)
                 for name, loss in self.losses.items():
                     normaliser = _own_normaliser(loss, matched, positives)

@@ -106,8 +106,8 @@ def soft_nms_scores(boxes: Tensor, scores: Tensor, classes: Tensor, iou_threshol
     many steps as detections in the longest chain of overlaps.
     """
     iou, _ = box_iou(boxes[:, None], boxes[None])
-    near = (iou > iou_threshold) & (classes[:, None] == classes)
-    near.fill_diagonal_(False)
+    itself = torch.eye(len(iou), dtype=torch.bool, device=iou.device)
+    near = (iou > iou_threshold) & (classes[:, None] == classes) & ~itself
     (crowded,) = near.any(1).nonzero(as_tuple=True)
     result = scores.clone()
     result[crowded] = _decayed(scores[crowded], iou[crowded][:, crowded], near[crowded][:, crowded])
