@@ -7,6 +7,7 @@ from dinox.matching.hungarian import HungarianMatcher
 from dinox.matching.max_iou import IGNORED, assign_max_iou
 from dinox.matching.paa import assign_paa
 from dinox.matching.position_modulated import PositionModulatedCost, ReleasedPositionModulatedCost, positional_scores
+from dinox.matching.sampling import Sampled, sample_balanced
 
 __all__ = [
     "IGNORED",
@@ -16,6 +17,7 @@ __all__ = [
     "L1Cost",
     "PositionModulatedCost",
     "ReleasedPositionModulatedCost",
+    "Sampled",
     "SoftmaxCost",
     "assign_atss",
     "assign_fcos",
@@ -23,4 +25,5 @@ __all__ = [
     "assign_paa",
     "focal_cost",
     "positional_scores",
+    "sample_balanced",
 ]

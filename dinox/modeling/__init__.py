@@ -1,6 +1,19 @@
 """Parts of detection transformers, and the one meta-architecture that joins them; ROI heads for detectron2's own."""
 
-from dinox.modeling.auxiliary import ATSSHead, DenseDetections, FCOSHead, GFLHead, PAAHead, RetinaNetHead
+from dinox.modeling.auxiliary import (
+    ATSSHead,
+    AuxiliaryHeads,
+    DenseDetections,
+    DownsampledPyramid,
+    FasterRCNNHead,
+    FCOSHead,
+    GFLHead,
+    MaskBranch,
+    PAAHead,
+    RegionProposals,
+    RetinaNetHead,
+    SingleScalePyramid,
+)
 from dinox.modeling.backbone import (
     PlainViT,
     SimpleFeaturePyramid,
@@ -22,13 +35,14 @@ from dinox.modeling.encoder import (
     ULikeFusion,
 )
 from dinox.modeling.heads import PredictionHeads, SoftmaxHeads
-from dinox.modeling.meta_arch import Denoising, DetectionTransformer
+from dinox.modeling.meta_arch import Denoising, DetectionTransformer, drop_training_parts
 from dinox.modeling.neck import ChannelMapper
 from dinox.modeling.postprocess import BestClassDetections, ClassNMS, ClassSoftNMS, TopKDetections
 from dinox.modeling.queries import (
     AnchorBoxes,
     AnchorEmbedding,
     AnchorPoints,
+    BackgroundPadding,
     CenterShiftAndScale,
     ClassAgnosticSelection,
     ContrastiveBoxNoise,
@@ -36,9 +50,11 @@ from dinox.modeling.queries import (
     DynamicGroups,
     EmbeddedAnchors,
     EmbeddedBoxes,
+    EmbeddedPositives,
     EmbeddedProposals,
     FixedGroups,
     FullVisibility,
+    HeadEmbedding,
     KnownLabelQueries,
     LabelEmbedding,
     LearnedAnchors,
@@ -49,8 +65,12 @@ from dinox.modeling.queries import (
     MatchingQueries,
     OneClassPerImage,
     PatternContent,
+    PositiveAnchors,
+    PositiveFeatures,
+    PositiveQueries,
     QueryGroups,
     QuerySelection,
+    ReleasedHeadEmbedding,
     RepeatedAnchors,
     SameRangeBoxNoise,
     SelectedAnchors,
@@ -61,6 +81,7 @@ from dinox.modeling.queries import (
     TrainingQueries,
     UnknownLabelContent,
     ZeroContent,
+    ZeroPadding,
 )
 from dinox.modeling.roi_heads import BoxDenoising, DenoisingCascadeROIHeads, DenoisingROIHeads
 
@@ -69,6 +90,8 @@ __all__ = [
     "AnchorBoxes",
     "AnchorEmbedding",
     "AnchorPoints",
+    "AuxiliaryHeads",
+    "BackgroundPadding",
     "BestClassDetections",
     "BoxDenoising",
     "CenterShiftAndScale",
@@ -90,14 +113,18 @@ __all__ = [
     "DenseEncoder",
     "DenseFusion",
     "DetectionTransformer",
+    "DownsampledPyramid",
     "DynamicGroups",
     "EmbeddedAnchors",
     "EmbeddedBoxes",
+    "EmbeddedPositives",
     "EmbeddedProposals",
     "FCOSHead",
+    "FasterRCNNHead",
     "FixedGroups",
     "FullVisibility",
     "GFLHead",
+    "HeadEmbedding",
     "KnownLabelQueries",
     "LabelEmbedding",
     "LearnedAnchors",
@@ -105,15 +132,21 @@ __all__ = [
     "LearnedPoints",
     "LearnedPositionedPoints",
     "LearnedPositions",
+    "MaskBranch",
     "MatchingQueries",
     "MemoryBuilder",
     "OneClassPerImage",
     "PAAHead",
     "PatternContent",
     "PlainViT",
+    "PositiveAnchors",
+    "PositiveFeatures",
+    "PositiveQueries",
     "PredictionHeads",
     "QueryGroups",
     "QuerySelection",
+    "RegionProposals",
+    "ReleasedHeadEmbedding",
     "RepeatedAnchors",
     "RetinaNetHead",
     "RowColumnDecoder",
@@ -123,6 +156,7 @@ __all__ = [
     "SelectedContent",
     "SimpleFeaturePyramid",
     "SimpleFusion",
+    "SingleScalePyramid",
     "SoftmaxHeads",
     "SplitAtRandom",
     "SplitByClass",
@@ -134,7 +168,9 @@ __all__ = [
     "ULikeFusion",
     "UnknownLabelContent",
     "ZeroContent",
+    "ZeroPadding",
     "build_eva02",
     "build_resnet",
     "build_vit",
+    "drop_training_parts",
 ]

@@ -5,8 +5,7 @@ Legend: B images, N queries, K classes, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +13,17 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from dinox.modeling.meta_arch.collaboration import join_heads, require_fields, without_training_parts
 from dinox.modeling.meta_arch.from_yaml import arguments_from_yaml
 from dinox.modeling.meta_arch.known_inputs import KnownInputs
 from dinox.modeling.meta_arch.predictions import Predictions, detect, in_output_frames
+from dinox.modeling.meta_arch.pyramids import padded_pyramid, unpadded_pyramid
 from dinox.structures import (
     ANY_CLASS,
     MATCHING,
     FeaturePyramid,
+    HeadOutput,
     KnownClasses,
     Memory,
     PredictionSet,
@@ -31,18 +32,18 @@ from dinox.structures import (
     RawPredictions,
     Targets,
 )
-from dinox.structures.memory import count_valid_cells
 
 
 @META_ARCH_REGISTRY.register()
 class DetectionTransformer(nn.Module):
-    """features -> memory -> query groups -> decoder -> losses (training) or detections (inference).
+    """features -> memory -> [auxiliary heads] -> query groups -> decoder -> losses (training) or detections.
 
     Args:
         backbone: a detectron2 ``Backbone`` whose maps all have ``embed_dim`` channels (see ``ChannelMapper``).
         memory_builder: flattens the maps into a :class:`~dinox.structures.Memory`.
         encoder: refines the memory.
         query_selection: ranks the memory's tokens as proposals; None: queries are static.
+        auxiliary_heads: one-to-many heads that teach the encoder in training (``AuxiliaryHeads``; Co-DETR); None: none.
         query_groups: makes the query groups, "matching" among them.
         decoder: refines the queries.
         heads: classes and boxes of the decoder's states.
@@ -73,12 +74,14 @@ class DetectionTransformer(nn.Module):
         pixel_std: Sequence[float] = (58.395, 57.12, 57.375),
         input_format: str = "RGB",
         class_names: Sequence[str] | None = None,
+        auxiliary_heads: nn.Module | None = None,
     ):
         super().__init__()
         self.backbone = backbone
         self.memory_builder = memory_builder
         self.encoder = encoder
         self.query_selection = query_selection
+        self.auxiliary_heads = auxiliary_heads
         self.query_groups = query_groups
         self.decoder = decoder
         self.heads = heads
@@ -87,6 +90,7 @@ class DetectionTransformer(nn.Module):
         self.num_classes, self.num_queries, self.embed_dim = num_classes, num_queries, embed_dim
         self.input_format = input_format
         self.class_names = class_names
+        join_heads(auxiliary_heads, backbone, query_groups)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -120,13 +124,18 @@ class DetectionTransformer(nn.Module):
         if self.criterion is None:
             raise ValueError("this model has no criterion, so it can only detect: call model.eval(), or give it one")
         targets = self.prepare_targets(batched_inputs)
-        return self.criterion(self.predict(batched_inputs, targets).for_losses(), targets)
+        predictions = self.predict(batched_inputs, targets)
+        return {**self.criterion(predictions.for_losses(), targets), **predictions.auxiliary_losses()}
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> list[Any]:
         """Detections; ``do_postprocess`` rescales them to ``height`` and ``width``, clips, and drops empty boxes."""
         sizes = [tuple(x["image"].shape[-2:]) for x in batched_inputs]
-        detections = detect(self.postprocess, self.raw_predictions(batched_inputs), sizes)
+        if self.auxiliary_heads is not None and self.auxiliary_heads.detect_with is not None:
+            memory = self.encode(self.preprocess_image(batched_inputs))
+            detections = {"instances": self.auxiliary_heads.detect(memory, sizes)}
+        else:
+            detections = detect(self.postprocess, self.raw_predictions(batched_inputs), sizes)
         if not do_postprocess:
             return detections["instances"]
         return in_output_frames(detections, batched_inputs)
@@ -143,15 +152,20 @@ class DetectionTransformer(nn.Module):
     ) -> Predictions:
         """Everything from images to the predictions of all groups.
 
-        Groups made from ground truth need ``targets``; ``generator``, on the model's device, draws their noise. Without
-        ``targets``, what the inputs say is known is used.
+        Groups made from ground truth need ``targets``, and so do auxiliary heads, with the ``instances`` of the inputs;
+        ``generator``, on the model's device, draws their noise. Without ``targets``, what the inputs say is known is
+        used.
         """
-        images, known = self.preprocess_image(batched_inputs), {}
+        images, more = self.preprocess_image(batched_inputs), {}
         if targets is None:
-            known = self.prepare_known(batched_inputs)
+            more = self.prepare_known(batched_inputs)
         memory = self.encode(images)
         proposals = None if self.query_selection is None else self.query_selection(memory)
-        return self.decode(memory, proposals, targets, generator, **known)
+        if targets is not None and self.auxiliary_heads is not None:
+            sizes = [tuple(image.shape[-2:]) for image in images]
+            instances = [x["instances"] for x in batched_inputs]
+            more = {"auxiliary": self.auxiliary_heads(memory, sizes, instances, generator), "image_sizes": sizes}
+        return self.decode(memory, proposals, targets, generator, **more)
 
     def decode(
         self,
@@ -161,10 +175,23 @@ class DetectionTransformer(nn.Module):
         generator: torch.Generator | None = None,
         known: Targets | None = None,
         known_classes: KnownClasses | None = None,
+        auxiliary: Mapping[str, HeadOutput] | None = None,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> Predictions:
-        """From the encoder's memory and proposals to the predictions of all groups."""
+        """From the encoder's memory and proposals, and what auxiliary heads made of them, to the predictions of all
+        groups.
+        """
         groups = self.query_groups(
-            QueryContext(memory, proposals, targets, generator, known=known, known_classes=known_classes)
+            QueryContext(
+                memory,
+                proposals,
+                targets,
+                generator,
+                known=known,
+                known_classes=known_classes,
+                samples=None if auxiliary is None else {name: each.samples for name, each in auxiliary.items()},
+                image_sizes=image_sizes,
+            )
         )
         decoded = self.decoder(groups, memory, self.heads.boxes)
         logits = torch.stack([self.heads.logits(i, states) for i, states in enumerate(decoded.states)])
@@ -184,13 +211,21 @@ class DetectionTransformer(nn.Module):
                 group.repeats,
                 group.target_view,
                 group.subgroup_size,
+                padding_mask=group.padding_mask,
             )
             for group, group_logits, group_boxes in zip(
                 groups, logits.split(sizes, 2), boxes.split(sizes, 2), strict=True
             )
         }
         matching = next(group for group in groups if group.name == MATCHING)
-        return Predictions(sets, proposals, matching.padding_mask, matching.anchors)
+        return Predictions(sets, proposals, matching.padding_mask, matching.anchors, auxiliary)
+
+    def drop_training_parts(self) -> None:
+        """Delete what detection has no use for: auxiliary heads, but for the one that detects, and query groups that
+        exist in training alone. What is left has the parameters of the detector that they were added to. (Denoising
+        stays: known objects, and embeddings that groups share, are for detection too.)
+        """
+        self.auxiliary_heads = without_training_parts(self.auxiliary_heads, self.query_groups)
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> list[Tensor]:
         """Normalised images (3, H, W) on the model's device, not padded yet."""
@@ -210,6 +245,7 @@ class DetectionTransformer(nn.Module):
                 f"({len(missing)} of {len(names)}); call model.eval() for inference"
             )
         instances = [x["instances"] for x in batched_inputs]
+        require_fields(self.auxiliary_heads, instances, names)
         return Targets.from_instances(instances, num_classes=self.num_classes, names=names, device=self.device)
 
     def prepare_known(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -223,46 +259,13 @@ class DetectionTransformer(nn.Module):
 
     def encode(self, images: list[Tensor]) -> Memory:
         """Images (3, H, W) of any sizes to the encoder's memory."""
-        pyramid = self._padded_pyramid(images) if self.training else self._unpadded_pyramid(images)
+        pyramid = (padded_pyramid if self.training else unpadded_pyramid)(self.backbone, images)
         return self.encoder(self.memory_builder(pyramid))
 
     def encode_batch(self, images: Tensor) -> Memory:
         """Normalised images (B, 3, H, W) without padding to the encoder's memory."""
         pyramid = FeaturePyramid.unpadded(list(self.backbone(images).values()))
         return self.encoder(self.memory_builder(pyramid))
-
-    def _padded_pyramid(self, images: list[Tensor]) -> FeaturePyramid:
-        """All images in one padded batch through the backbone, as in the papers' training."""
-        height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-        maps = list(self.backbone(torch.stack([_pad(image, height, width) for image in images])).values())
-        heights, widths = torch.tensor([image.shape[1:] for image in images]).unbind(1)
-        valid = [
-            torch.stack(
-                [count_valid_cells(heights, height, m.shape[2]), count_valid_cells(widths, width, m.shape[3])], dim=-1
-            )
-            for m in maps
-        ]
-        return FeaturePyramid(maps, torch.stack(valid, dim=1).tolist())
-
-    def _unpadded_pyramid(self, images: list[Tensor]) -> FeaturePyramid:
-        """Every image through the backbone without padding (equal sizes together); the maps are padded afterwards.
-
-        Zero padding is not neutral to frozen-norm shifts and group norms, so that padded images would depend on their
-        batch.
-        """
-        maps: list[list[Tensor]] = [[] for _ in images]  # per image, L x (D, h, w)
-        by_size = sorted(range(len(images)), key=lambda i: images[i].shape)
-        for _, same_size in groupby(by_size, key=lambda i: images[i].shape):
-            indices = list(same_size)
-            batch = self.backbone(torch.stack([images[i] for i in indices])).values()
-            for row, i in enumerate(indices):
-                maps[i] = [m[row] for m in batch]
-        valid = [[(m.shape[1], m.shape[2]) for m in levels] for levels in maps]  # B x L x (h, w)
-        padded = []
-        for level, sizes in enumerate(zip(*valid, strict=True)):
-            height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-            padded.append(torch.stack([_pad(levels[level], height, width) for levels in maps]))
-        return FeaturePyramid(padded, valid)
 
 
 def _of_only_class(logits: Tensor, only_class: Tensor | None, num_classes: int) -> Tensor:
@@ -278,8 +281,3 @@ def _of_only_class(logits: Tensor, only_class: Tensor | None, num_classes: int) 
 def _names(batched_inputs: list[dict[str, Any]]) -> list[str]:
     """What errors call the images."""
     return [str(x.get("file_name", f"image {i} of the batch")) for i, x in enumerate(batched_inputs)]
-
-
-def _pad(image: Tensor, height: int, width: int) -> Tensor:
-    """Zeros to the right and below: (C, h, w) -> (C, height, width)."""
-    return F.pad(image, (0, width - image.shape[2], 0, height - image.shape[1]))

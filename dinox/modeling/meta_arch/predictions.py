@@ -5,7 +5,7 @@ Legend: B images, N queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import Tensor
 
-from dinox.structures import BEFORE_NMS, MATCHING, PredictionSet, Proposals, RawPredictions
+from dinox.structures import BEFORE_NMS, MATCHING, HeadOutput, PredictionSet, Proposals, RawPredictions
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Predictions:
     proposals: Proposals | None
     padding_mask: Tensor | None  # (B, N) of the matching group
     anchors: Tensor | None = None  # (B, N, 4) or (B, N, 2), those that the matching group starts with
+    auxiliary: Mapping[str, HeadOutput] | None = None  # by auxiliary head, where they were asked
 
     def for_losses(self) -> list[PredictionSet]:
         if self.proposals is None:
@@ -35,6 +36,10 @@ class Predictions:
             target_view=self.proposals.target_view,
         )
         return [*self.groups.values(), encoder]
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """Of all auxiliary heads."""
+        return {key: loss for output in (self.auxiliary or {}).values() for key, loss in output.losses.items()}
 
     def of_matching(self) -> RawPredictions:
         matching, proposals = self.groups[MATCHING], self.proposals

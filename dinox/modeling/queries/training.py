@@ -26,6 +26,8 @@ class TrainingQueries(nn.Module):
     content, anchors: as those of ``MatchingQueries``; in groups, of equally many queries, one group after the other.
     """
 
+    training_only = True
+
     def __init__(self, *, content: nn.Module, anchors: nn.Module, repeats: int = 1, num_groups: int = 1):
         super().__init__()
         for name, value in (("repeats", repeats), ("num_groups", num_groups)):
