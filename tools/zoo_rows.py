@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinox import model_zoo
 from dinox.analysis import DETECTION_SIZE, count_parameters, measure_complexity
-from dinox.modeling import DetectionTransformer
+from dinox.modeling import DetectionTransformer, drop_training_parts
 from dinox.utils.json_files import write_json
 
 # Slots of the model that the table has columns for, in the order of the data's way through them.
@@ -29,7 +29,7 @@ SLOTS = {
 # Slots that are not worth a word while this is in them.
 USUAL = {"memory_builder": "MemoryBuilder", "heads": "PredictionHeads", "postprocess": "TopKDetections"}
 # Slots and query groups that GFLOPs do not depend on.
-WITHOUT_GFLOPS = ("criterion", "postprocess")
+WITHOUT_GFLOPS = ("auxiliary_heads", "criterion", "postprocess")
 OTHER_QUERIES = ("denoising", "split", "visibility")
 NONE = "-"
 
@@ -126,9 +126,11 @@ def hash_model(cfg: DictConfig) -> str:
 
 
 def count_on_meta(cfg: DictConfig) -> int:
-    """Parameters, without memory for them."""
+    """Parameters of what detects, without memory for them."""
     with torch.device("meta"):
-        return count_parameters(instantiate(cfg.model))
+        model = instantiate(cfg.model)
+    drop_training_parts(model)
+    return count_parameters(model)
 
 
 # ----------------------------------------------------------------------------------------------------------- the rows

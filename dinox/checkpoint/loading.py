@@ -38,7 +38,8 @@ class LoadReport:
 
     loaded: names in the model. missing: in the model, not in the file. unexpected: in the file, not in the model.
     mismatched: (name, shape in the file, shape in the model). class_heads: those of the mismatched that differ in the
-    number of classes only; they stay as initialised. file_tensors: number of tensors in the file.
+    number of classes only; they stay as initialised. file_tensors: number of tensors in the file. training_only: those
+    of the missing that detection does not need (auxiliary heads, positive queries).
     """
 
     path: str
@@ -48,6 +49,7 @@ class LoadReport:
     mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
     class_heads: Sequence[str]
     file_tensors: int
+    training_only: Sequence[str] = ()
 
     @property
     def model_tensors(self) -> int:
@@ -58,9 +60,14 @@ class LoadReport:
         return len(self.loaded) == self.model_tensors
 
     @property
+    def is_complete_for_detection(self) -> bool:
+        return len(self.loaded) + len(self.training_only) == self.model_tensors
+
+    @property
     def is_detector(self) -> bool:
-        """The file fills the model, class heads for other classes excepted."""
-        return len(self.loaded) >= ENOUGH * (self.model_tensors - len(self.class_heads)) and len(self.loaded) > 0
+        """The file fills the model, class heads for other classes and what only training needs excepted."""
+        excepted = len(self.class_heads) + len(self.training_only)
+        return len(self.loaded) >= ENOUGH * (self.model_tensors - excepted) and len(self.loaded) > 0
 
     @property
     def is_backbone(self) -> bool:
@@ -80,7 +87,8 @@ class LoadReport:
     def summary(self) -> str:
         """One line with all counts."""
         return (
-            f"{len(self.loaded)} of the model's {self.model_tensors} tensors loaded, {len(self.missing)} missing, "
+            f"{len(self.loaded)} of the model's {self.model_tensors} tensors loaded, {len(self.missing)} missing"
+            f"{f' ({len(self.training_only)} of them for training only)' if self.training_only else ''}, "
             f"{len(self.unexpected)} unexpected, {len(self.mismatched)} of another shape"
         )
 
@@ -156,7 +164,8 @@ def load_weights(model: nn.Module, path: str, *, purpose: Purpose = "train") -> 
 def require(report: LoadReport, purpose: Purpose) -> None:
     """Raise CheckpointError if too little was loaded.
 
-    "evaluate" and "resume" need every tensor of the model. "train" takes weights to start from, and tells by their
+    "resume" needs every tensor of the model, and "evaluate" all but those of parts that are there for training only
+    (a part says so by an attribute ``training_only``). "train" takes weights to start from, and tells by their
     content what they are:
 
     * a detector's checkpoint: fills at least 90 % of the model's tensors. Class heads of another number of classes do
@@ -177,7 +186,7 @@ def require(report: LoadReport, purpose: Purpose) -> None:
     elif purpose == "partial":
         if not report.loaded:
             raise CheckpointError(_explain(report, "training starts from at least one of them"))
-    elif not report.is_complete:
+    elif not (report.is_complete_for_detection if purpose == "evaluate" else report.is_complete):
         raise CheckpointError(_explain(report, f"to {purpose} takes all of them"))
 
 
@@ -191,7 +200,11 @@ def log_report(report: LoadReport) -> None:
         table = format_table(["heads for another number of classes", "file", "here"], rows)
         logger.info("Initialised anew:\n%s", table)
     if report.is_detector or not report.is_backbone:
-        rest = [*report.missing, *(name for name, *_ in report.mismatched if name not in report.class_heads)]
+        rest = [name for name in report.missing if name not in report.training_only]
+        rest += [name for name, *_ in report.mismatched if name not in report.class_heads]
+        if report.training_only:
+            names = ", ".join(report.training_only)
+            logger.info("Not in %s, and for training only, where they start anew: %s", report.path, names)
         if rest:
             logger.warning("Not in %s, initialised anew: %s", report.path, ", ".join(rest))
         if report.unexpected:
@@ -227,7 +240,14 @@ def _make_report(path: str, model: nn.Module, incompatible: Any, file_tensors: i
         mismatched=[(name, *mismatched[name]) for name in other_shape],
         class_heads=[name for name in other_shape if _is_class_head(name, *mismatched[name])],
         file_tensors=file_tensors,
+        training_only=_training_only(model, missing),
     )
+
+
+def _training_only(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of the names that belong to parts that are there for training only."""
+    parts = tuple(f"{name}." for name, part in model.named_modules() if getattr(part, "training_only", False) is True)
+    return [name for name in names if name.startswith(parts)]
 
 
 def _aliases(model: nn.Module) -> Iterable[list[str]]:

@@ -43,6 +43,7 @@ from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
 from dinox.evaluation.matching import GroundTruthImages
+from dinox.modeling import drop_training_parts
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False, device: str | None = None
         seed_everything(cfg.train.get("seed", -1))
         model = instantiate(cfg.model).to(resolved)
         load_weights(model, weights, purpose="evaluate")
+        drop_training_parts(model)
         description = read_description(weights)
         _warn_of_another_model(description, cfg)
         _number_classes_like(description, cfg)

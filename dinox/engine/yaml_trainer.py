@@ -29,6 +29,7 @@ from dinox.engine.setup import check_output_folder_is_free, check_settings, lock
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
+from dinox.modeling import drop_training_parts
 from dinox.utils.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -179,6 +180,7 @@ class DinoxTrainer(DefaultTrainer):
             )
         with _logging_as_detectron2():
             load_weights(model, weights, purpose="evaluate")
+        drop_training_parts(model)
         return cls.test(cfg, model)
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -15,6 +15,7 @@ from dinox.export.description import Place
 from dinox.export.postprocess import ranking_part
 from dinox.export.samplers import Sampler, attend_by
 from dinox.layers import DeformableAttention
+from dinox.modeling import drop_training_parts
 from dinox.structures import Memory, QueryContext
 from dinox.structures.boxes import image_size_as_box
 
@@ -90,6 +91,12 @@ def copy_for_inference(model: nn.Module) -> nn.Module:
 def make_exportable(model: nn.Module, sampler: Sampler) -> nn.Module:
     """A copy for inference that is made of operators that every runtime has, and of nothing that only trains."""
     copied = copy_for_inference(model)
+    drop_training_parts(copied)
+    if getattr(copied, "auxiliary_heads", None) is not None:
+        raise ValueError(
+            "only the decoder's detections can be exported, but model.auxiliary_heads.detect_with is "
+            f"{copied.auxiliary_heads.detect_with!r}: set it to null"
+        )
     for module in copied.modules():
         if isinstance(module, DeformableAttention):
             module.attend = attend_by(sampler)

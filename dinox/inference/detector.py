@@ -22,6 +22,7 @@ from dinox.data import DataError
 from dinox.data.checks import check_dataset, dataset_names
 from dinox.data.large_scale_jitter import content_size
 from dinox.engine.setup import resolve_device
+from dinox.modeling import drop_training_parts
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def load_detector(
     model = build_model(cfg, origin=origin)
     if weights is not None:
         load_weights(model, weights, purpose="evaluate")
+    drop_training_parts(model)
     names = _class_names(cfg, description)
     if getattr(model, "class_names", names) is None:  # what is known of an image can be said by name
         model.class_names = names

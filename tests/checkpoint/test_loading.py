@@ -31,6 +31,7 @@ class Detector(nn.Module):
         self.box_heads = nn.ModuleList([nn.Linear(embed_dim, 4)] * 2)
 
 
+WEIGHTS = ("weight", "bias")
 NUM_TENSORS = len(Detector().state_dict()) - 2  # the second box head is the first
 
 
@@ -196,3 +197,47 @@ def test_nan_weights_are_refused_by_name(tmp_path):
         model.encoder[3].bias[0] = float("nan")
     with pytest.raises(CheckpointError, match=r"'encoder.3.bias' holds NaN"):
         load_weights(Detector(), save(model, tmp_path / "nan.pth"))
+
+
+class TrainingPart(nn.Linear):
+    training_only = True
+
+
+def collaborating():
+    """A detector with parts that only its training needs."""
+    model = Detector()
+    model.auxiliary_heads = nn.ModuleDict({"atss": TrainingPart(8, 8), "roi": TrainingPart(8, 8)})
+    return model
+
+
+def test_a_checkpoint_without_training_parts_detects_but_does_not_resume(tmp_path, caplog):
+    path = save(Detector(), tmp_path / "stripped.pth")
+    with caplog.at_level(logging.INFO):
+        report = load_weights(collaborating(), path, purpose="evaluate")
+    assert report.is_complete_for_detection and not report.is_complete
+    assert report.training_only == [f"auxiliary_heads.{head}.{kind}" for head in ("atss", "roi") for kind in WEIGHTS]
+    assert "4 missing (4 of them for training only)" in caplog.text
+    assert "for training only, where they start anew: auxiliary_heads.atss.weight" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    with pytest.raises(CheckpointError, match="to resume takes all of them"):
+        load_weights(collaborating(), path, purpose="resume")
+
+
+def test_training_parts_do_not_count_where_training_starts_from_a_detector(tmp_path):
+    model = collaborating()
+    for i in range(30):
+        model.auxiliary_heads[f"more{i}"] = TrainingPart(8, 8)
+    assert load_weights(model, save(Detector(), tmp_path / "base.pth")).is_detector
+
+
+def test_other_missing_tensors_are_an_error_beside_training_parts(tmp_path):
+    weights = Detector().state_dict()
+    del weights["encoder.0.weight"]
+    torch.save({"model": weights}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="5 missing"):
+        load_weights(collaborating(), str(tmp_path / "a.pth"), purpose="evaluate")
+
+
+def test_a_checkpoint_with_training_parts_fills_a_model_without_them(tmp_path, caplog):
+    report = load_weights(Detector(), save(collaborating(), tmp_path / "whole.pth"), purpose="evaluate")
+    assert report.is_complete and len(report.unexpected) == 4
