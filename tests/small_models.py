@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from dinox.config import load_config
@@ -60,13 +60,16 @@ def build_small(config: str = DINO, *overrides: str, seed: int = 0) -> torch.nn.
 
 
 def make_input(height: int, width: int, num_objects: int, *, num_classes: int = 80, seed: int = 0) -> dict:
-    """One element of detectron2's input list: noise with random boxes."""
+    """One element of detectron2's input list: noise with random boxes, which their masks fill."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(num_objects, 2, generator=generator) * 0.7
     size = torch.rand(num_objects, 2, generator=generator) * 0.25 + 0.05
     boxes = torch.cat([corner, corner + size], dim=1) * torch.tensor([width, height, width, height])
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(boxes)
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    left, top, right, bottom = boxes[..., None, None].unbind(1)  # (M, 1, 1) each
+    instances.gt_masks = BitMasks((x > left) & (x < right) & (y > top) & (y < bottom))
     instances.gt_classes = torch.randint(num_classes, (num_objects,), generator=generator)
     image = torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)
     return {"image": image, "instances": instances, "height": height, "width": width, "file_name": f"{seed}.png"}

@@ -18,6 +18,7 @@ TRAINED_IN_TURN = [
     "dn_detr/dn_detr_r50_50ep",
     "dn_detr/dn_vanilla_detr_r50_300ep",
     "dn_detr/dn_deformable_detr_two_stage_r50_50ep",
+    "co_detr/co_deformable_detr_r50_12ep",
 ]
 
 

@@ -51,6 +51,22 @@ FEW_GROUPS = [
     "model.criterion.group_weights.matching=0.25",
     "model.criterion.group_weights.other_groups=0.75",
 ]
+FEW_BOXES = [
+    "model.auxiliary_heads.roi.hidden_dims=[64,64]",
+    "model.auxiliary_heads.roi.num_samples=32",
+    "model.auxiliary_heads.roi.proposals.before_nms=100",
+    "model.auxiliary_heads.roi.proposals.after_nms=50",
+]
+ONLY_ATSS = ["model.auxiliary_heads.roi=null", "model.query_groups.positive_roi=null"]
+ONLY_ROI = ["model.auxiliary_heads.atss=null", "model.query_groups.positive_atss=null"]
+SINGLE_HEADS = {
+    "Faster R-CNN": [*ONLY_ROI, *FEW_BOXES],
+    "ATSS": ONLY_ATSS,
+    **{
+        name: [*ONLY_ATSS, f"model.auxiliary_heads.atss._target_=dinox.modeling.{name}Head"]
+        for name in ("RetinaNet", "FCOS", "GFL", "PAA")
+    },
+}
 DETECTORS = {
     "dino/dino_r50_4scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
     "dino/dino_r50_5scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS],
@@ -74,6 +90,8 @@ DETECTORS = {
     "dn_detr/dn_deformable_encoder_detr_r50_50ep": SEVERAL_LEVELS,
     "h_detr/deformable_detr_plus_plus_r50_12ep": SEVERAL_LEVELS,
     "h_detr/h_deformable_detr_r50_12ep": [*SEVERAL_LEVELS, *FEW_ONE_TO_MANY],
+    "co_detr/co_deformable_detr_r50_12ep": [*SEVERAL_LEVELS, *FEW_BOXES],
+    "co_detr/co_dino_r50_5scale_12ep": [*SEVERAL_LEVELS, *DYNAMIC_GROUPS, *FEW_BOXES],
     "stable_dino/stable_h_detr_r50_12ep": [
         *(each.replace("postprocess.num", "postprocess.ranking.num") for each in SEVERAL_LEVELS),
         *FEW_ONE_TO_MANY,
@@ -145,4 +163,12 @@ def test_detector_learns_eight_images_by_heart(config, images):
     steps = STEPS_WITH_DENSE_ATTENTION if is_dense else STEPS
     reached, taken = overfit(config, overrides, images, steps)
     print(f"{config}: AP50 {reached:.1f} after {taken} steps")
+    assert reached > AP50
+
+
+@pytest.mark.parametrize("head", SINGLE_HEADS)
+def test_a_detector_with_a_single_auxiliary_head_learns_eight_images_by_heart(head, images):
+    overrides = [*SEVERAL_LEVELS, *SINGLE_HEADS[head]]
+    reached, taken = overfit("co_detr/co_deformable_detr_r50_12ep", overrides, images, STEPS)
+    print(f"{head}: AP50 {reached:.1f} after {taken} steps")
     assert reached > AP50
