@@ -275,6 +275,11 @@ def test_a_head_for_another_number_of_levels_is_named():
         build_small(CO_DEFORMABLE, "model.auxiliary_heads.atss.num_levels=4")
 
 
+def test_strides_other_than_the_backbones_are_named():
+    with pytest.raises(Exception, match=r"pyramid of strides \[4, 8, .*the backbone's maps have \[8, 16, 32, 64\]"):
+        build_small(CO_DEFORMABLE, "model.auxiliary_heads.strides=[4,8,16,32]")
+
+
 def test_strides_that_a_head_cannot_pool_from_are_named():
     with pytest.raises(ValueError, match=r"auxiliary_heads\.roi: .*got strides \[8, 16, 64, 128\]"):
         AuxiliaryHeads(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dinox.losses import FocalLoss, GIoULoss, L1Loss, QualityFocalLoss
+from dinox.losses import FocalLoss, GIoULoss, L1Loss, QualityFocalLoss, SoftmaxLoss
 from dinox.modeling import (
     BackgroundPadding,
     Criterion,
@@ -265,6 +265,16 @@ def test_empty_slots_enter_no_loss(class_loss):
     assert found.keys() == expected.keys()
     for key, loss in expected.items():
         torch.testing.assert_close(found[key], loss)
+
+
+def test_empty_slots_do_not_count_in_a_softmax_loss_either():
+    group = make_queries(ZeroPadding())(make_context((3, 12)))
+    found = losses_of(group, class_loss=SoftmaxLoss())["loss_class_p"]
+    kept = [~group.padding_mask[0], ~group.padding_mask[1]]
+    logits = torch.randn(3, 2, 12, 5, generator=torch.Generator().manual_seed(0))[-1]  # as losses_of draws them
+    labels = torch.tensor([1, 4, 2])[group.target_index.clamp(min=0)]
+    own = [F.cross_entropy(logits[b][kept[b]], labels[b][kept[b]], reduction="sum") for b in range(2)]
+    torch.testing.assert_close(found, 2.0 * sum(own) / 15)  # all 15 are positive, each of weight 1
 
 
 def test_background_slots_enter_the_class_loss_alone():

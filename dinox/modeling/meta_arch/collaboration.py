@@ -13,17 +13,12 @@ from dinox.utils.suggest import did_you_mean
 
 
 def join_heads(heads: AuxiliaryHeads | None, backbone: nn.Module, query_groups: nn.Module) -> None:
-    """Tell the heads the backbone's strides, unless they know them.
+    """Tell the heads the backbone's strides.
 
     Raises ValueError: strides that do not fit a head, positive queries of a head that does not exist.
     """
-    if heads is not None and heads.strides is None:
-        if not hasattr(backbone, "output_shape"):
-            raise ValueError(
-                f"model.auxiliary_heads.strides: the backbone, a {type(backbone).__name__}, has no output_shape() that "
-                "tells its strides. Give the strides of its maps, highest resolution first"
-            )
-        heads.fit([shape.stride for shape in backbone.output_shape().values()])
+    if heads is not None:
+        _tell_strides(heads, backbone)
     names = [] if heads is None else list(heads)
     for maker in query_groups.modules():
         if isinstance(maker, PositiveQueries) and maker.head not in names:
@@ -33,6 +28,23 @@ def join_heads(heads: AuxiliaryHeads | None, backbone: nn.Module, query_groups: 
                 f"{did_you_mean(maker.head, names)} Leave the query group out (model.query_groups.<group>=null), or "
                 "add the head"
             )
+
+
+def _tell_strides(heads: AuxiliaryHeads, backbone: nn.Module) -> None:
+    if hasattr(backbone, "output_shape"):
+        strides = [shape.stride for shape in backbone.output_shape().values()]
+        given = heads.strides
+        heads.fit(strides)
+        if given is not None and given != heads.strides:
+            raise ValueError(
+                f"model.auxiliary_heads.strides make a pyramid of strides {list(given)}, but the backbone's maps have "
+                f"{strides}: leave them out, or give these"
+            )
+    elif heads.strides is None:
+        raise ValueError(
+            f"model.auxiliary_heads.strides: the backbone, a {type(backbone).__name__}, has no output_shape() that "
+            "tells its strides. Give the strides of its maps, highest resolution first"
+        )
 
 
 def require_fields(heads: AuxiliaryHeads | None, instances: Sequence[Instances], names: Sequence[str]) -> None:
