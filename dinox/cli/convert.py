@@ -4,13 +4,14 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig
 
 from dinox.checkpoint import ConversionReport, convert_file, read_description
 from dinox.checkpoint.certificate import TOLERANCE
 from dinox.checkpoint.conversion import SOURCES, TARGETS
+from dinox.checkpoint.conversion.converting import TrainingParts
 from dinox.checkpoint.conversion.files import conversion_files
 from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments
 from dinox.cli.running import check_json_target, guarded
@@ -57,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_category_ids,
         help="of dino, dn-detr and h-detr, whose class rows are category ids: those of the classes, such as 1-20,25 "
         "(default: COCO's 80 of 91 rows, else all)",
+    )
+    parser.add_argument(
+        "--training-parts",
+        choices=get_args(TrainingParts),
+        default="keep",
+        help="of co-detr: auxiliary heads and what makes queries of their positives. keep: to train on from the "
+        "file; detection skips them. drop: a smaller file, for detection alone (default: %(default)s)",
     )
     parser.add_argument("--partial", action="store_true", help="write what fits, though the model needs more")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT, and the files of --dump and --json")
@@ -108,6 +116,7 @@ def _convert(args: argparse.Namespace) -> None:
         target=args.target,
         fixed=list(_keys_set(args.overrides)),
         category_ids=args.category_ids,
+        training_parts=args.training_parts,
         ema=args.ema,
         partial=args.partial,
         overwrite=args.overwrite,

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dinox.checkpoint.conversion.formats import FORMATS
 from dinox.utils.names import backbone_prefix, is_pretrained
 
 Shape = tuple[int, ...]
+
+_SHOWN = 3
 
 _COUNTER = ".num_batches_tracked"  # of batch norms; frozen ones have none, and neither have old files
 
@@ -89,6 +92,36 @@ def fit_counters(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, T
     return fitted
 
 
+def explain(comparison: Comparison, model: nn.Module) -> str:
+    """Why a state dict does not fit the model, with examples, and the cure."""
+    examples = []
+    for title, names in (("missing", comparison.missing), ("not in the model", comparison.unused)):
+        if names:
+            examples.append(f"{title}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}")
+    for name, (in_file, in_model) in list(comparison.mismatched.items())[:_SHOWN]:
+        examples.append(f"{name}: {in_file} in the file, {in_model} in the model")
+    heads = [name for name in comparison.mismatched if "class_head" in name]
+    if heads and all("class_head" in name or "label" in name for name in comparison.mismatched):
+        (in_file, *_), (in_model, *_) = comparison.mismatched[heads[0]]
+        number = model.num_classes + in_file - in_model  # a row for "no object" is no class
+        cure = (
+            f"the file is for {number} classes: convert it with model.num_classes={number}, and fine-tune from the "
+            "result, whose heads are then made anew"
+        )
+    elif not comparison.mismatched and all(map(_is_training_part, [*comparison.missing, *comparison.unused])):
+        cure = (
+            "these tensors are for training only: leave them out with --training-parts drop, or give the config that "
+            "has the same auxiliary heads"
+        )
+    else:
+        cure = "give the config that fits the file, or --partial to write what fits"
+    return f"{comparison.summary()} ({'; '.join(examples)}). {cure[0].upper()}{cure[1:]}"
+
+
 def _part(name: str) -> str:
     first, _, rest = name.partition(".")
     return f"{first}.{rest.partition('.')[0]}" if first in ("backbone", "query_groups") else first
+
+
+def _is_training_part(name: str) -> bool:
+    return any(name.startswith(entry.training_parts) for entry in FORMATS)

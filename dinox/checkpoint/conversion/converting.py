@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from dinox.checkpoint.conversion.formats import FORMATS, OURS, SOURCES, TARGETS, Format, Settings
 from dinox.checkpoint.conversion.parts import pick_class_rows
-from dinox.checkpoint.conversion.rules import Translation, count_unknown, nearest_name, to_ours, to_theirs
+from dinox.checkpoint.conversion.rules import Translation, count_unknown, nearest_name, to_ours, to_theirs, without
 from dinox.utils.suggest import did_you_mean
+
+TrainingParts = Literal["keep", "drop"]
+"""What becomes of tensors that only training needs, such as those of auxiliary heads."""
 
 _OWN_PART = "query_groups."  # every detector of ours has it, and nobody else
 _SHOWN = 5
@@ -41,6 +45,7 @@ def convert(
     target: str = OURS,
     *,
     category_ids: Sequence[int] | None = None,
+    training_parts: TrainingParts = "keep",
 ) -> dict[str, Tensor]:
     """Rename a state dict of one implementation into that of another, exactly.
 
@@ -51,11 +56,15 @@ def convert(
         source: whose they are: "detrex" (its DETR, Conditional DETR, Anchor DETR, DAB-DETR, DN-DETR, Deformable DETR,
             DAB- and DN-Deformable-DETR, H-DETR and DINO; where heads are separate by layer, load into a model with
             ``heads.shared=False``), "dino", "dn-detr" and "stable-dino" (those of their authors, IDEA-Research),
-            "h-detr" (its authors', and their Deformable DETR), "dinox", or for networks alone "torchvision", "timm",
-            "detectron2" (Caffe2's names are taken too) and "microsoft" (Swin).
-        target: "dinox", "detrex" or "stable-dino".
+            "h-detr" (its authors', and their Deformable DETR), "co-detr" (its authors' Co-DINO and
+            Co-Deformable-DETR), "dinox", or for networks alone "torchvision", "timm", "detectron2" (Caffe2's names are
+            taken too) and "microsoft" (Swin).
+        target: "dinox", "detrex", "stable-dino" or "co-detr".
         category_ids: for "dino", "dn-detr" and "h-detr", whose class rows are category ids: the ids of the classes, in
             the order of the new classes. By default the 80 of COCO if there are 91 rows, else every row is a class.
+        training_parts: for "co-detr", what becomes of the auxiliary heads and of what makes queries of their positives.
+            "keep": detectors with these parts train on from the weights, and detect all the same; "drop": the weights
+            are those of the detector alone.
 
     Settings that differ between implementations and that weights do not show, such as the temperature of the
     position embedding, are those of ``FORMATS``; ``convert_file`` sets them.
@@ -65,11 +74,17 @@ def convert(
     """
     if target not in TARGETS:
         raise ValueError(f"cannot write the format {target!r}, only {_listed(TARGETS)}.{did_you_mean(target, TARGETS)}")
-    weights = read(state_dict, source, category_ids=category_ids).weights
+    weights = read(state_dict, source, category_ids=category_ids, training_parts=training_parts).weights
     return weights if target == OURS else write(weights, target)
 
 
-def read(state_dict: Mapping[str, Tensor], source: str, *, category_ids: Sequence[int] | None = None) -> Conversion:
+def read(
+    state_dict: Mapping[str, Tensor],
+    source: str,
+    *,
+    category_ids: Sequence[int] | None = None,
+    training_parts: TrainingParts = "keep",
+) -> Conversion:
     """``convert`` to dinox's names, with an account."""
     if source not in SOURCES:
         raise ValueError(
@@ -79,10 +94,13 @@ def read(state_dict: Mapping[str, Tensor], source: str, *, category_ids: Sequenc
     if category_ids is not None and not (entry and entry.class_rows):
         takers = _listed(list(dict.fromkeys(entry.source for entry in FORMATS if entry.class_rows)))
         raise ValueError(f"category ids say which class rows to keep of {takers}; the classes of {source} are numbered")
+    _check_training_parts(training_parts, source, entry)
     if entry is None:
         return Conversion(dict(state_dict), None, {}, None, {}, {})
     prepared = entry.prepare(state_dict)
     table = entry.table(prepared)
+    if training_parts == "drop":
+        table = without(table, entry.training_parts, "for training only")
     translation = to_ours(prepared, table)
     if translation.unknown:
         first = translation.unknown[0]
@@ -99,6 +117,15 @@ def read(state_dict: Mapping[str, Tensor], source: str, *, category_ids: Sequenc
     )
     settings = {**entry.settings, **entry.settings_of(state_dict)}
     return Conversion(picked, entry, translation.skipped, rows, _reshaped(weights, picked), settings)
+
+
+def _check_training_parts(choice: str, source: str, entry: Format | None) -> None:
+    choices = get_args(TrainingParts)
+    if choice not in choices:
+        raise ValueError(f"training_parts: expected one of {_listed(choices)}, got {choice!r}")
+    if choice == "drop" and not (entry and entry.training_parts):
+        having = _listed(list(dict.fromkeys(entry.source for entry in FORMATS if entry.training_parts)))
+        raise ValueError(f"training_parts: those of {having} can be dropped, and these weights are of {source}")
 
 
 def write(weights: Mapping[str, Tensor], target: str) -> dict[str, Tensor]:

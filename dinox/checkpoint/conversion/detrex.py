@@ -114,7 +114,7 @@ _CONDITIONAL_DECODER: Sequence[Rule] = (
     *CONDITIONAL_DECODER,
     *_DECODER_FRAME,
 )
-_DEFORMABLE_LAYERS: Sequence[Rule] = (
+DEFORMABLE_LAYERS: Sequence[Rule] = (
     Rename(ENCODER_LAYER + "attentions.0.{deformable}", _OUR_ENCODER_LAYER + "self_attention.{deformable}"),
     *_ENCODER_FRAME,
     _DENSE_SELF_ATTENTION,
@@ -215,7 +215,7 @@ def _deformable_parts(weights: Mapping[str, Tensor], *, always_refines: bool = F
     return (
         *_BACKBONE,
         *_NECK,
-        *_DEFORMABLE_LAYERS,
+        *DEFORMABLE_LAYERS,
         *encoder_heads(weights),
         *LAYER_HEADS,
         *heads_in_decoder(weights, always_refines=always_refines),

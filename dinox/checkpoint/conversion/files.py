@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from dinox.checkpoint import certificate
 from dinox.checkpoint.building import build_model, explained
-from dinox.checkpoint.conversion.comparison import Comparison, compare_weights, fit_counters
-from dinox.checkpoint.conversion.converting import Conversion, find_format, guess_source, read, write
+from dinox.checkpoint.conversion.comparison import Comparison, compare_weights, explain, fit_counters
+from dinox.checkpoint.conversion.converting import (
+    Conversion,
+    TrainingParts,
+    find_format,
+    guess_source,
+    read,
+    write,
+)
 from dinox.checkpoint.conversion.dino import COCO_IDS
 from dinox.checkpoint.conversion.formats import MASK_MEMORY, OURS, Settings
-from dinox.checkpoint.conversion.parts import count_decoder_layers
+from dinox.checkpoint.conversion.parts import count_classes, count_decoder_layers
 from dinox.checkpoint.description import describe, parse_description
 from dinox.checkpoint.reading import CheckpointError, local_file, pick_weights, read_checkpoint
 from dinox.checkpoint.tensor_files import ENTRY
@@ -27,7 +34,6 @@ from dinox.config import apply_overrides
 from dinox.config.calls import parameters
 from dinox.utils.whole_files import NamedFile, check_outputs
 
-_SHOWN = 3
 _SHARED_HEADS = "model.heads.shared"
 _NO_ARGUMENT = object()
 
@@ -89,6 +95,7 @@ def convert_file(
     target: str = OURS,
     fixed: Sequence[str] = (),
     category_ids: Sequence[int] | None = None,
+    training_parts: TrainingParts = "keep",
     ema: bool = False,
     partial: bool = False,
     overwrite: bool = False,
@@ -105,7 +112,8 @@ def convert_file(
         cfg: of the model that the weights are for. Keys in which the source's models differ are set in it.
         cfg_origin: what messages call it; by default the one in the file at ``path``.
         source, category_ids: see ``convert``; source None: told by the names.
-        target: "dinox", "detrex" or "stable-dino".
+        target: "dinox", "detrex", "stable-dino" or "co-detr".
+        training_parts: see ``convert``; if they are dropped, ``cfg`` is left without them too.
         fixed: keys of ``cfg`` to leave as they are.
         ema: take the averaged weights in the file.
         partial: write what fits, though the model needs more or the file holds more.
@@ -118,11 +126,14 @@ def convert_file(
     nothing is written.
     """
     _check_targets(path, output, dump, overwrite=overwrite, partial=partial, certify_with=certify_with)
-    file = _read_file(path, source=source, category_ids=category_ids, ema=ema)
+    file = _read_file(path, source=source, category_ids=category_ids, training_parts=training_parts, ema=ema)
     origin = f"{path} (its config)" if cfg_origin is None else cfg_origin
     with explained(origin, "model"):
         settings = _apply_settings(cfg, file.conversion, fixed)
     model = build_model(cfg, origin=origin).cpu()
+    if training_parts == "drop":
+        apply_overrides(cfg, list(_null_overrides(model)))
+        model = build_model(cfg, origin=origin).cpu()
     weights, comparison = _fit(model, file.conversion, path, partial=partial)
     written = weights if target == OURS else write(weights, target)
     found = _certify(model, certify_with, tolerance, file.conversion)
@@ -183,22 +194,42 @@ class _File:
     class_names: Sequence[str] | None
 
 
-def _read_file(path: str, *, source: str | None, category_ids: Sequence[int] | None, ema: bool) -> _File:
+def _read_file(
+    path: str,
+    *,
+    source: str | None,
+    category_ids: Sequence[int] | None,
+    training_parts: TrainingParts,
+    ema: bool,
+) -> _File:
     local = local_file(path)
     checkpoint = read_checkpoint(local.path, trusted=local.verified)
     entry, weights = pick_weights(checkpoint, path=path, ema=ema)
-    source, conversion = _convert(weights, source, category_ids, path)
+    source, conversion = _convert(weights, source, category_ids, training_parts, path)
     names = parse_description(checkpoint.get(ENTRY, {}), origin=path).class_names
+    names = names or _mmdetection_classes(checkpoint, count_classes(conversion.weights))
     return _File(source, entry, weights, conversion, names)
 
 
+def _mmdetection_classes(checkpoint: Mapping[str, Any], num_classes: int | None) -> list[str] | None:
+    """mmdetection notes them beside the weights."""
+    meta = checkpoint.get("meta")
+    names = meta.get("CLASSES") if isinstance(meta, Mapping) else None
+    is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return list(names) if is_list and len(set(names)) == len(names) == num_classes else None
+
+
 def _convert(
-    foreign: Mapping[str, Tensor], source: str | None, category_ids: Sequence[int] | None, path: str
+    foreign: Mapping[str, Tensor],
+    source: str | None,
+    category_ids: Sequence[int] | None,
+    training_parts: TrainingParts,
+    path: str,
 ) -> tuple[str, Conversion]:
     """The source, guessed if it is None, and the conversion to our names."""
     try:
         source = guess_source(foreign) if source is None else source
-        return source, read(foreign, source, category_ids=category_ids)
+        return source, read(foreign, source, category_ids=category_ids, training_parts=training_parts)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from error
 
@@ -207,13 +238,22 @@ def _is_backbone(conversion: Conversion) -> bool:
     return conversion.origin is not None and conversion.origin.is_backbone
 
 
+def _null_overrides(model: nn.Module) -> Iterator[str]:
+    """What leaves out of its config the parts that are there for training only; a part says so itself."""
+    left_out: tuple[str, ...] = ()
+    for name, part in model.named_modules():
+        if getattr(part, "training_only", False) is True and not name.startswith(left_out):
+            left_out = (*left_out, f"{name}.")
+            yield f"model.{name}=null"
+
+
 def _fit(model: nn.Module, conversion: Conversion, path: str, *, partial: bool) -> tuple[dict[str, Tensor], Comparison]:
     """Fill the model, and return the weights that it took. Raises CheckpointError unless file and model fit each other,
     or in part if that is allowed."""
     weights = fit_counters(model, conversion.weights)
     comparison = compare_weights(model, weights, backbone_only=_is_backbone(conversion))
     if not comparison.is_exact and not partial:
-        raise CheckpointError(f"checkpoint {path}: {_explain(comparison, model)}")
+        raise CheckpointError(f"checkpoint {path}: {explain(comparison, model)}")
     if not comparison.used:
         raise CheckpointError(f"checkpoint {path}: {comparison.summary()}. There is nothing to write")
     used = {name: weights[name] for name in comparison.used}
@@ -275,6 +315,8 @@ def _notes(cfg: DictConfig, conversion: Conversion, foreign: Mapping[str, Tensor
             if caffe2
             else "the config's model.pixel_mean and model.pixel_std have to be those the network was trained with"
         )
+    if conversion.origin is not None and target == OURS:
+        yield from conversion.origin.notes
     if target != OURS:
         for key, value in find_format(conversion.weights, target).settings.items():
             if _differs(cfg, key, value):
@@ -298,23 +340,3 @@ def _class_names(cfg: DictConfig, conversion: Conversion) -> list[str] | None:
     dataset = names if isinstance(names, str) else next(iter(names or ()), None)
     classes = MetadataCatalog.get(dataset).get("thing_classes") if dataset in MetadataCatalog.list() else None
     return list(classes) if classes and len(classes) == cfg.model.get("num_classes") else None
-
-
-def _explain(comparison: Comparison, model: nn.Module) -> str:
-    examples = []
-    for title, names in (("missing", comparison.missing), ("not in the model", comparison.unused)):
-        if names:
-            examples.append(f"{title}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}")
-    for name, (in_file, in_model) in list(comparison.mismatched.items())[:_SHOWN]:
-        examples.append(f"{name}: {in_file} in the file, {in_model} in the model")
-    heads = [name for name in comparison.mismatched if "class_head" in name]
-    if heads and all("class_head" in name or "label" in name for name in comparison.mismatched):
-        (in_file, *_), (in_model, *_) = comparison.mismatched[heads[0]]
-        number = model.num_classes + in_file - in_model  # a row for "no object" is no class
-        cure = (
-            f"the file is for {number} classes: convert it with model.num_classes={number}, and fine-tune from the "
-            "result, whose heads are then made anew"
-        )
-    else:
-        cure = "give the config that fits the file, or --partial to write what fits"
-    return f"{comparison.summary()} ({'; '.join(examples)}). {cure[0].upper()}{cure[1:]}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from dinox.checkpoint.conversion import backbones, detrex, dino, dn_detr, h_detr, transformers
+from dinox.checkpoint.conversion import backbones, co_detr, detrex, dino, dn_detr, h_detr, transformers
 from dinox.checkpoint.conversion.deformable_detr import join_queries, refines_boxes, selects_mixed, split_queries
 from dinox.checkpoint.conversion.parts import repeat_shared_heads, share_equal_heads
 from dinox.checkpoint.conversion.rules import Rule
@@ -33,6 +33,8 @@ class Format:
     class_rows: which rows of the tensors that have one for each class are classes, where not all are; from our weights
     and the ``category_ids`` of ``convert``. unknown_row: the label embedding has one row more, and it is used.
     object_row: row 0 of the encoder's class head is that of any object, whatever the other ones are.
+    notes: what a user has to know of weights from there.
+    training_parts: what our names begin with that only training needs.
     write: our weights before the table is read from right to left; None: we cannot write this format.
     is_backbone: a pre-trained network alone.
     """
@@ -47,6 +49,8 @@ class Format:
     class_rows: Callable[[Weights, Sequence[int] | None], Sequence[int]] | None = None
     unknown_row: bool = False
     object_row: bool = False
+    notes: Sequence[str] = ()
+    training_parts: tuple[str, ...] = ()
     write: Callable[[Weights], dict[str, Tensor]] | None = None
     is_backbone: bool = False
 
@@ -171,6 +175,26 @@ FORMATS: Sequence[Format] = (
         finish=_split_and_share,
         class_rows=dino.class_rows,
         object_row=True,
+    ),
+    Format(
+        source="co-detr",
+        name="Co-DETR's Co-DINO",
+        table=co_detr.co_dino_table,
+        settings={**_IDEA_LEVELS, _LOOK_FORWARD: "twice"},
+        finish=co_detr.finish,
+        notes=[co_detr.NECK_NOTE],
+        training_parts=co_detr.TRAINING_PARTS,
+        write=co_detr.prepare_writing,
+    ),
+    Format(
+        source="co-detr",
+        name="Co-DETR's Co-Deformable-DETR",
+        table=co_detr.co_deformable_detr_table,
+        settings={**_DETREX_LEVELS, _LOOK_FORWARD: "twice"},
+        finish=co_detr.finish,
+        notes=[co_detr.NECK_NOTE],
+        training_parts=co_detr.TRAINING_PARTS,
+        write=co_detr.prepare_writing,
     ),
     Format(source="torchvision", name="torchvision's ResNet", table=backbones.torchvision_table, is_backbone=True),
     Format(source="timm", name="timm's ResNet", table=backbones.torchvision_table, is_backbone=True),

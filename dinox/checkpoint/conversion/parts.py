@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dinox.checkpoint.conversion.rules import same_tensor
 
-_DECODER_LAYER = re.compile(r"(?:transformer\.)?decoder\.layers\.(\d+)\.")
+_DECODER_LAYER = re.compile(r"(?:(?:query_head\.)?transformer\.)?decoder\.layers\.(\d+)\.")
 _LAYER_HEAD = re.compile(r"heads\.(class_heads|box_heads)\.(\d+)\.(.+)")
 _LABELS = re.compile(r".*\.label_embedding\.table\.")
 _ENCODER_CLASSES = re.compile(r"query_selection\.class_head\.")

@@ -4,7 +4,8 @@ A table is a sequence of rules. Names are written out; what varies stands in bra
 
     Rename("transformer.encoder.layers.{i}.norms.0.{affine}", "encoder.layers.{i}.self_attention_norm.{affine}")
 
-``{i}``, ``{j}``, ``{k}`` are numbers, the others one of the names in WORDS. The first rule that fits a name counts.
+``{i}``, ``{j}``, ``{k}`` are numbers, ``{rest}`` is anything, the others are one of the names in WORDS. The first rule
+that fits a name counts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ WORDS: Mapping[str, Sequence[str]] = {
     ),
 }
 _NUMBERS = ("i", "j", "k")
+_PATTERNS = {**dict.fromkeys(_NUMBERS, r"\d+"), "rest": ".+"}
 _BRACES = re.compile(r"\{(\w+)\}")
 
 
@@ -125,6 +127,13 @@ def to_theirs(weights: Mapping[str, Tensor], table: Sequence[Rule]) -> Translati
     return Translation(renamed, unknown, {})
 
 
+def without(table: Sequence[Rule], ours: tuple[str, ...], why: str) -> Sequence[Rule]:
+    """The table for a reader who has no use for tensors whose names begin with one of ``ours``."""
+    return [
+        Ignore(rule.theirs, why) if isinstance(rule, Rename) and rule.ours.startswith(ours) else rule for rule in table
+    ]
+
+
 def count_unknown(weights: Iterable[str], table: Sequence[Rule]) -> int:
     """How many of these names of theirs no rule fits."""
     templates = [(rule, rule.theirs) for rule in table]
@@ -161,7 +170,7 @@ def _pattern(template: str) -> re.Pattern:
         pieces[position] = re.escape(pieces[position])
     for position in range(1, len(pieces), 2):
         word = pieces[position]
-        choices = r"\d+" if word in _NUMBERS else "|".join(map(re.escape, WORDS[word]))
+        choices = _PATTERNS.get(word) or "|".join(map(re.escape, WORDS[word]))
         pieces[position] = f"(?P<{word}>{choices})"
     return re.compile("".join(pieces))
 
@@ -173,6 +182,8 @@ def _fill(template: str, match: re.Match) -> str:
 def _spell_out(template: str, numbers: Sequence[str]) -> Iterator[str]:
     """All names that a template stands for, with any of these numbers."""
     words = list(dict.fromkeys(_BRACES.findall(template)))
+    if "rest" in words:  # all names, none of which is near
+        return
     for chosen in product(*(numbers if word in _NUMBERS else WORDS[word] for word in words)):
         yield template.format_map(dict(zip(words, chosen)))
 
