@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -25,8 +27,10 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _LINE_STYLES = ("-", "--", ":", "-.")  # the next one after each round of colours
 _HEAD_COLOURS = ("#1F77FF", "#FF9500", "#B14CFF", "#00C8D7", "#FF5CC8", "#C7B800")  # Faster R-CNN blue, ATSS orange
 _ORIGINAL_COLOUR, _OBJECT_COLOUR = "#E60000", "#2FE02F"  # red and green, as in figure 7
-_HEAT = "turbo"  # warm where a map is high, as in figure 3
+# Warm where a map is high, as in figure 3. The ends of turbo are too dark to be seen on a picture.
+_HEAT = LinearSegmentedColormap.from_list("heat", colormaps["turbo"](np.linspace(0.06, 0.95, 64)))
 _HEAT_OPACITY = 0.6
+_LEAST_RANGE = 1e-3  # of a map's colours: a map that is flat but for rounding should look so
 _FADED = 0.6  # how much of the image is left, for points to stand out
 _PANEL_WIDTH = 3.6  # inches
 _TITLE = 0.35  # inches
@@ -162,25 +166,28 @@ def _draw_panels(rows: Sequence[Sequence[Panel]], size: tuple[int, int], path: P
 
 
 def _map_panels(name: str, image: ImageCollaboration, pixels: np.ndarray) -> list[Panel]:
-    panels = [(name, _with_boxes(image, pixels)), ("encoder features", _heat(image.encoder, pixels))]
+    panels = [(name, _with_boxes(image, pixels)), _heat("encoder features", image.encoder, pixels)]
     if image.attention is not None:
-        panels.append(("decoder attention", _heat(image.attention, pixels)))
+        panels.append(_heat("decoder attention", image.attention, pixels))
     return panels
 
 
 def _cam_panels(name: str, image: ImageCollaboration, pixels: np.ndarray) -> list[Panel]:
-    return [(name, _with_boxes(image, pixels)), *((head, _heat(cam, pixels)) for head, cam in image.cams.items())]
+    return [(name, _with_boxes(image, pixels)), *(_heat(head, cam, pixels) for head, cam in image.cams.items())]
 
 
-def _heat(scores: torch.Tensor, pixels: np.ndarray) -> Callable[[Axes], None]:
-    """The map over a grey image, from its own least value to its largest: figure 3 is about where, not how much."""
+def _heat(name: str, scores: torch.Tensor, pixels: np.ndarray) -> Panel:
+    """The map over a grey image, coloured from its own least value to its largest, which the title tells: figure 3 is
+    about where, not how much."""
     values = scores.float().cpu().numpy()
+    least, largest = float(values.min()), float(values.max())
 
     def draw(axis: Axes) -> None:
         axis.imshow(pixels.mean(2), cmap="gray", vmin=0, vmax=255, extent=_extent(pixels))
-        axis.imshow(values, cmap=_HEAT, alpha=_HEAT_OPACITY, extent=_extent(pixels))
+        colours = {"cmap": _HEAT, "vmin": least, "vmax": max(largest, least + _LEAST_RANGE)}
+        axis.imshow(values, alpha=_HEAT_OPACITY, extent=_extent(pixels), **colours)
 
-    return draw
+    return f"{name} ({least:.2f} to {largest:.2f})", draw
 
 
 def _with_boxes(image: ImageCollaboration, pixels: np.ndarray) -> Callable[[Axes], None]:
@@ -222,7 +229,7 @@ def _query_panel(name: str, image: ImageCollaboration, pixels: np.ndarray) -> Pa
         if image.queries is not None:
             centers = image.queries.of_object(index).numpy() * size
             _scatter(axis, centers, _ORIGINAL_COLOUR, f"original ({len(centers)})", 60)
-        axis.legend(loc="upper right", fontsize=8, framealpha=0.9)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8, frameon=False)
 
     return name, draw
 
