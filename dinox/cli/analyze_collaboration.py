@@ -166,7 +166,11 @@ def _gap_columns(model: ModelCollaboration) -> dict[str, list[str]]:
 def _explained(model: ModelCollaboration) -> list[str]:
     lines = [("positives", f"over all objects; of {DETR}: matched queries")]
     if model.conflicts is not None:
-        lines.append(("KL", "of the row's class activation map from the column's, mean over images, in nats"))
+        overall = _number(model.conflicts.overall, ".2g")
+        lines += [
+            ("KL", "of the row's class activation map from the column's, in nats: means over images;"),
+            ("", f"{overall} over all pairs of heads"),
+        ]
     if model.gaps:
         lines += [
             (
@@ -208,6 +212,7 @@ def as_json(model: ModelCollaboration) -> dict:
             "heads": list(conflicts.heads),
             "kl": [[_or_none(value) for value in row] for row in conflicts.distances.tolist()],
             "mean_to_others": [_or_none(value) for value in conflicts.means.tolist()],
+            "overall": _or_none(conflicts.overall),
             "images": conflicts.images.tolist(),
         },
         "positives_per_object": model.positives_per_object,

@@ -8,9 +8,9 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
-from dinox.checkpoint import write_checkpoint
+from dinox.checkpoint.writing import write_checkpoint
 from dinox.config import load_config
-from tests.engine.conftest import TINY_DINO_CONFIG
+from tests.engine.conftest import TINY_CONFIG, TINY_DINO_CONFIG
 
 TINY_CO_CONFIG = str(Path(TINY_DINO_CONFIG).with_name("tiny_co_config.py"))
 HEADS = ["DETR", "roi", "atss"]
@@ -98,6 +98,12 @@ def test_a_mistake_is_one_line(dinox, checkpoints, arguments, message):
     code, _, err = dinox("analyze", "collaboration", checkpoints["co"], "--config-file", TINY_CO_CONFIG, *arguments)
     assert code == 2
     assert err.startswith("dinox: error: ") and err.count("\n") == 1 and message in err, err
+
+
+def test_a_model_of_another_kind_is_an_error(dinox, checkpoints):
+    code, _, err = dinox("analyze", "collaboration", checkpoints["co"], "--config-file", TINY_CONFIG)
+    assert code == 2
+    assert "expected a detection transformer with a matcher" in err and "TinyDetector" in err, err
 
 
 def test_images_without_annotations_are_an_error(dinox, checkpoints, tmp_path, forget_datasets):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,11 @@ _PANEL_WIDTH = 3.6  # inches
 _TITLE = 0.35  # inches
 _DOTS_PER_INCH = 130
 
-Panel = tuple[str, Callable[[Axes], None]]  # title, and what draws it
+
+@dataclass(frozen=True)
+class Panel:
+    title: str
+    draw: Callable[[Axes], None]
 
 
 def draw_collaboration(report: CollaborationReport, folder: str | os.PathLike) -> list[str]:
@@ -122,7 +127,7 @@ def _draw_conflicts(conflicts: Conflicts, name: str, path: Path) -> str:
     labels = [f"{head}\nmean {mean:.2g}" for head, mean in zip(conflicts.heads, conflicts.means.tolist(), strict=True)]
     axis.set_yticks(range(number), labels)
     axis.set(xlabel="head j", ylabel="head i")
-    axis.set_title(f"KL(CAM of i || CAM of j)\n{name}", fontsize=10)
+    axis.set_title(f"{name}\nKL(CAM of i || CAM of j), {conflicts.overall:.2g} over all pairs", fontsize=10)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="nats", fraction=0.046, pad=0.03)
@@ -153,27 +158,28 @@ def _draw_image(report: CollaborationReport, index: int, folder: Path, suffix: s
 def _draw_panels(rows: Sequence[Sequence[Panel]], size: tuple[int, int], path: Path, *, scale: float) -> str:
     height, width = size
     columns = max(len(row) for row in rows)
-    panel = (_PANEL_WIDTH * scale, _PANEL_WIDTH * scale * height / width + _TITLE)
-    figure = Figure(figsize=(panel[0] * columns, panel[1] * len(rows)), layout="constrained")
+    panel_width = _PANEL_WIDTH * scale
+    panel_height = panel_width * height / width + _TITLE
+    figure = Figure(figsize=(panel_width * columns, panel_height * len(rows)), layout="constrained")
     for axes, row in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         for axis in axes[len(row) :]:
             axis.set_axis_off()
-        for axis, (title, draw) in zip(axes, row, strict=False):
-            draw(axis)
+        for axis, panel in zip(axes, row, strict=False):
+            panel.draw(axis)
             axis.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-            axis.set_title(title, fontsize=9)
+            axis.set_title(panel.title, fontsize=9)
     return _save(figure, path)
 
 
 def _map_panels(name: str, image: ImageCollaboration, pixels: np.ndarray) -> list[Panel]:
-    panels = [(name, _with_boxes(image, pixels)), _heat("encoder features", image.encoder, pixels)]
+    panels = [_with_boxes(name, image, pixels), _heat("encoder features", image.encoder, pixels)]
     if image.attention is not None:
         panels.append(_heat("decoder attention", image.attention, pixels))
     return panels
 
 
 def _cam_panels(name: str, image: ImageCollaboration, pixels: np.ndarray) -> list[Panel]:
-    return [(name, _with_boxes(image, pixels)), *(_heat(head, cam, pixels) for head, cam in image.cams.items())]
+    return [_with_boxes(name, image, pixels), *(_heat(head, cam, pixels) for head, cam in image.cams.items())]
 
 
 def _heat(name: str, scores: torch.Tensor, pixels: np.ndarray) -> Panel:
@@ -187,16 +193,16 @@ def _heat(name: str, scores: torch.Tensor, pixels: np.ndarray) -> Panel:
         colours = {"cmap": _HEAT, "vmin": least, "vmax": max(largest, least + _LEAST_RANGE)}
         axis.imshow(values, alpha=_HEAT_OPACITY, extent=_extent(pixels), **colours)
 
-    return f"{name} ({least:.2f} to {largest:.2f})", draw
+    return Panel(f"{name} ({least:.2f} to {largest:.2f})", draw)
 
 
-def _with_boxes(image: ImageCollaboration, pixels: np.ndarray) -> Callable[[Axes], None]:
+def _with_boxes(name: str, image: ImageCollaboration, pixels: np.ndarray) -> Panel:
     def draw(axis: Axes) -> None:
         axis.imshow(pixels, extent=_extent(pixels))
         for index in range(image.num_objects):
             _outline(axis, image, index, pixels)
 
-    return draw
+    return Panel(name, draw)
 
 
 def _extent(pixels: np.ndarray) -> tuple[float, float, float, float]:
@@ -231,7 +237,7 @@ def _query_panel(name: str, image: ImageCollaboration, pixels: np.ndarray) -> Pa
             _scatter(axis, centers, _ORIGINAL_COLOUR, f"original ({len(centers)})", 60)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, fontsize=8, frameon=False)
 
-    return name, draw
+    return Panel(name, draw)
 
 
 def _scatter(axis: Axes, centers: np.ndarray, colour: str, label: str, size: float) -> None:

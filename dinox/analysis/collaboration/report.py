@@ -43,6 +43,11 @@ class Conflicts:
     means: torch.Tensor
     images: torch.Tensor
 
+    @property
+    def overall(self) -> float:
+        """The mean over all pairs of different heads (first version of the paper, appendix A); NaN without any."""
+        return float(self.means.nanmean())
+
 
 @dataclass(frozen=True)
 class ModelCollaboration:
@@ -97,13 +102,13 @@ def analyze_collaboration(
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"--images: expected a number of at least 1, got {num_images}")
-    analyzed, first = [], None
+    analyzed, first, drawn = [], None, set()
     for model in models:
         images, built = _images_and_model(model, num_images)
-        first = first or images
+        if first is None:
+            first, drawn = images, _evenly(images, num_pictures)
         _check_same_images(first, images, models[0], model)
         missing = _load(built, model)
-        drawn = _evenly(images, num_pictures)
         prepare(built.to(device))
         analyzed.append(_measure(model, built, images, drawn, seed, missing))
         del built

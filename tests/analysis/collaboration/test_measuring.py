@@ -65,7 +65,7 @@ def test_an_image_without_objects_has_maps_of_features_alone(co_model):
 
 
 def test_a_class_activation_map_is_of_the_gradient_of_the_mean_logit_of_positives(co_model):
-    """DETR's, by a step along the gradient's own direction: the score has to rise as the gradient says."""
+    """DETR's, computed again from the model's parts."""
     prepare(co_model)
     inputs = make_input(64, 96, 3, seed=1)
     found = measure(co_model)
