@@ -224,7 +224,8 @@ def as_json(model: ModelCollaboration) -> dict:
 def _curve(curve: Curve | None) -> dict | None:
     if curve is None:
         return None
-    shares = {key: getattr(curve, key).tolist() for key in ("thresholds", "iof", "iob")}
+    thinned = curve.thinned()
+    shares = {key: getattr(thinned, key).tolist() for key in ("thresholds", "iof", "iob")}
     return {"area": curve.area, "images": curve.images} | shares
 
 

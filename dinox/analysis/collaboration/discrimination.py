@@ -9,7 +9,8 @@ import torch
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
-NUM_THRESHOLDS = 501
+NUM_THRESHOLDS = 10001
+"""So many because the norms of a layer-normed memory may all lie within a few hundredths of 1."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,16 @@ class Curve:
         iof = torch.cat([torch.ones(1), self.iof.cpu().float(), torch.zeros(1)])
         iob = torch.cat([torch.ones(1), self.iob.cpu().float(), torch.zeros(1)])
         return float(-torch.trapezoid(iof, iob))
+
+    def thinned(self, step: float = 0.002) -> "Curve":
+        """The same without points that are nearer than ``step``, in IoF and in IoB, to the one kept before them."""
+        kept = [0]
+        for i, (iof, iob) in enumerate(zip(self.iof.tolist(), self.iob.tolist(), strict=True)):
+            last = kept[-1]
+            if max(self.iof[last] - iof, self.iob[last] - iob) >= step:
+                kept.append(i)
+        index = torch.tensor(kept)
+        return Curve(self.thresholds[index], self.iof[index], self.iob[index], self.images)
 
 
 def thresholds(like: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def _file_names(names: Sequence[str]) -> list[str]:
 def _save(figure: Figure, path: Path) -> str:
     FigureCanvasAgg(figure)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH)
+        figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH, bbox_inches="tight")  # labels may be long
     return str(path)
 
 

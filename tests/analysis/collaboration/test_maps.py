@@ -71,6 +71,24 @@ def test_a_flat_map_knows_nothing():
     assert Curve(at, *iof_and_iob(torch.full((1, 2), 0.7), mask, at), 1).area == pytest.approx(0.5)
 
 
+def test_a_map_of_a_narrow_range_still_tells_objects():
+    """As norms of layer-normed features are: all of them within 1 % of their maximum."""
+    mask = torch.tensor([[True, False, False]])
+    at = thresholds(torch.ones(1))
+    scores = torch.tensor([[1.0, 0.996, 0.991]])
+    curve = Curve(at, *iof_and_iob(scores, mask, at), 1)
+    assert curve.area == pytest.approx(1)
+
+
+def test_a_thinned_curve_keeps_its_steps():
+    at = torch.linspace(0, 1, 6)
+    iof, iob = torch.tensor([1, 1, 1, 0.5, 0.4999, 0]), torch.tensor([1, 0.3, 0.3, 0.3, 0.3, 0])
+    thinned = Curve(at, iof, iob, 3).thinned()
+    torch.testing.assert_close(thinned.thresholds, at[[0, 1, 3, 5]])
+    torch.testing.assert_close(thinned.iof, iof[[0, 1, 3, 5]])
+    assert thinned.images == 3
+
+
 def test_a_share_is_of_the_pixels_of_the_mask_that_are_above_the_threshold():
     scores = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     mask = torch.tensor([[True, True, True, False]])
