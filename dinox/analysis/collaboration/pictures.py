@@ -124,7 +124,8 @@ def _draw_conflicts(conflicts: Conflicts, name: str, path: Path) -> str:
             text = "-" if np.isnan(matrix[i, j]) else "0" if i == j else f"{matrix[i, j]:.2g}"
             axis.text(j, i, text, ha="center", va="center", fontsize=10, color="white" if dark else "black")
     axis.set_xticks(range(number), conflicts.heads, rotation=0 if number < 4 else 30)
-    labels = [f"{head}\nmean {mean:.2g}" for head, mean in zip(conflicts.heads, conflicts.means.tolist(), strict=True)]
+    means = ["-" if np.isnan(mean) else f"{mean:.2g}" for mean in conflicts.means.tolist()]
+    labels = [f"{head}\nmean {mean}" for head, mean in zip(conflicts.heads, means, strict=True)]
     axis.set_yticks(range(number), labels)
     axis.set(xlabel="head j", ylabel="head i")
     axis.set_title(f"{name}\nKL(CAM of i || CAM of j), {conflicts.overall:.2g} over all pairs", fontsize=10)
