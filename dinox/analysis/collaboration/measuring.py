@@ -52,15 +52,16 @@ def prepare(model: nn.Module) -> None:
 
 
 def measure_image(model: nn.Module, inputs: dict[str, Any], generator: torch.Generator) -> ImageCollaboration:
-    """
+    """Encode once, decode and run the auxiliary heads on that memory, and take the gradient of each head's score.
+
+    The scalar behind a head's class activation map is the mean class logit of its positives for their objects' classes;
+    for the DETR head, of the queries that its matcher gives objects in the last decoder layer. Gradients are those with
+    respect to the encoder's output features. Query groups that training alone has are not made.
+
     Args:
         model: a ``DetectionTransformer`` with a criterion, as :func:`prepare` leaves it.
         inputs: of one image, with ``instances``.
         generator: on the model's device, of what heads sample.
-
-    The scalar behind a head's class activation map is the mean class logit of its positives for their objects' classes;
-    for the DETR head, of the queries that its matcher gives objects in the last decoder layer. Gradients are those with
-    respect to the encoder's output features.
     """
     targets = model.prepare_targets([inputs])
     with torch.no_grad():

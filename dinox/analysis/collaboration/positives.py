@@ -27,7 +27,8 @@ class Places:
 
 def positives_of(samples: HeadSamples, image_size: tuple[int, int]) -> Places:
     """What one image's samples (a batch of 1) have objects for: all that may become customised positive queries, before
-    there is any choice of them and any padding."""
+    there is any choice of them and any padding. Of Faster R-CNN the objects themselves are among them, as in training.
+    """
     (target_index,) = samples.target_index
     positive = target_index != BACKGROUND
     boxes = samples.boxes[0, positive]
