@@ -123,7 +123,8 @@ def format_report(report: CollaborationReport) -> str:
         "",
         format_table(["area under IoF-IoB", "encoder\nfeatures", "decoder\nattention"], rows),
         "",
-        "IoF, IoB     shares of foreground and background above a threshold; .5: a map that knows nothing of objects",
+        f"IoF, IoB     shares of the foreground (all objects' {first.foreground}) and the background above a threshold;",
+        "             an area of .5: a map that knows nothing of objects",
     ]
     for model in report.models:
         lines += ["", *_about_heads(model)]
@@ -205,6 +206,7 @@ def as_json(model: ModelCollaboration) -> dict:
         "checkpoint": model.checkpoint,
         "images": model.images,
         "objects": model.objects,
+        "foreground": model.foreground,
         "iof_iob": {"encoder": _curve(model.encoder), "attention": _curve(model.attention)},
         "conflicts": None
         if conflicts is None

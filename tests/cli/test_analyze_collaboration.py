@@ -47,7 +47,7 @@ def test_two_models_are_compared_in_numbers_and_pictures(dinox, checkpoints, tmp
         for curve in model["iof_iob"].values():
             assert len(curve["iof"]) == len(curve["iob"]) == len(curve["thresholds"])
             assert curve["iof"] == sorted(curve["iof"], reverse=True) and 0 <= curve["area"] <= 1
-        assert model["positives_per_object"]["DETR"] == 1
+        assert model["positives_per_object"]["DETR"] == 1 and model["foreground"] == "boxes"
     assert co["conflicts"]["heads"] == HEADS == list(co["positives_per_object"])
     assert all((co["conflicts"]["kl"][i][j] == 0) == (i == j) for i in range(3) for j in range(3))
     assert co["conflicts"]["images"] == [[2] * 3] * 3

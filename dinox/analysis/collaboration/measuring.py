@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +27,14 @@ DETR = "DETR"
 
 @dataclass(frozen=True)
 class ImageCollaboration:
-    """foreground: (H, W) bool. encoder: (H, W), the discriminability of the memory. attention: (H, W), likewise of the
+    """foreground: (H, W) bool, the union of foreground_of. encoder: (H, W), the discriminability of the memory. attention: (H, W), likewise of the
     decoder's cross-attention; None without objects, or where it cannot be watched. cams: (H, W) by head, those that
     have positives and whose scores are known. positives: by auxiliary head. queries: all of the decoder, by their
     initial anchors; None where they have none. num_matched: of them. num_objects: M. boxes: (M, 4), normalised cxcywh.
     """
 
     foreground: Tensor
+    foreground_of: Literal["boxes", "masks"]
     encoder: Tensor
     attention: Tensor | None
     cams: Mapping[str, Tensor]
@@ -78,6 +79,7 @@ def measure_image(model: nn.Module, inputs: dict[str, Any], generator: torch.Gen
         cams = {name: _cam(score, memory, size) for name, score in scores.items() if score is not None}
     return ImageCollaboration(
         foreground=foreground_mask(inputs["instances"]),
+        foreground_of="masks" if inputs["instances"].has("gt_masks") else "boxes",
         encoder=discriminability(_of_image(level_maps(memory)), size).detach(),
         attention=decoded.attention(memory, size),
         cams=cams,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from omegaconf import DictConfig
@@ -51,7 +52,8 @@ class Conflicts:
 
 @dataclass(frozen=True)
 class ModelCollaboration:
-    """encoder, attention: curves; attention is None where the decoder's cannot be watched. conflicts: None for a model
+    """foreground: what it is the union of. encoder, attention: curves; attention is None where the decoder's cannot be
+    watched. conflicts: None for a model
     with one head. positives_per_object: by head. gaps: by auxiliary head, those that have positives. notes: one
     sentence for each part that does not apply. pictures: of the images that are drawn, by their index.
     """
@@ -60,6 +62,7 @@ class ModelCollaboration:
     checkpoint: str
     images: int
     objects: int
+    foreground: Literal["boxes", "masks"]
     encoder: Curve | None
     attention: Curve | None
     conflicts: Conflicts | None
@@ -198,11 +201,13 @@ class _Sums:
         self.gaps = {head: GapSum() for head in heads}
         self.positives = dict.fromkeys([DETR, *heads], 0)
         self.images = self.objects = 0
+        self.foreground: Literal["boxes", "masks"] = "boxes"
         self.with_anchors = True
         self.explained: set[str] = set()  # heads that have had a class activation map
 
     def add(self, image: ImageCollaboration) -> None:
         self.images += 1
+        self.foreground = image.foreground_of
         self.objects += image.num_objects
         foreground = image.foreground.to(image.encoder.device)
         self.encoder.add(image.encoder, foreground)
@@ -232,6 +237,7 @@ class _Sums:
             checkpoint=model.checkpoint,
             images=self.images,
             objects=self.objects,
+            foreground=self.foreground,
             encoder=self.encoder.curve(),
             attention=attention,
             conflicts=conflicts,

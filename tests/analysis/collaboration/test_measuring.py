@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.structures import BitMasks
 
 from dinox.analysis.collaboration import DETR, measure_image, prepare
 from dinox.evaluation.matching import match_images
@@ -85,6 +86,16 @@ def test_a_class_activation_map_is_of_the_gradient_of_the_mean_logit_of_positive
         levels.append(torch.nn.functional.interpolate(level, size=(64, 96), mode="bilinear")[0, 0])
     cam = torch.stack(levels).mean(0)
     torch.testing.assert_close(found.cams[DETR], cam / cam.max())
+
+
+def test_the_foreground_is_masks_where_the_data_has_them(co_model):
+    prepare(co_model)
+    inputs = make_input(64, 96, 1, seed=1)
+    pixels = torch.zeros(1, 64, 96, dtype=torch.bool)
+    pixels[0, 3, 4] = True
+    inputs["instances"].gt_masks = BitMasks(pixels)
+    found = measure_image(co_model, inputs, torch.Generator())
+    assert found.foreground_of == "masks" and torch.equal(found.foreground, pixels[0])
 
 
 @pytest.mark.parametrize("name", OTHER_DECODERS)
