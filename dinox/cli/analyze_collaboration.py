@@ -123,7 +123,7 @@ def format_report(report: CollaborationReport) -> str:
         "",
         format_table(["area under IoF-IoB", "encoder\nfeatures", "decoder\nattention"], rows),
         "",
-        f"IoF, IoB     shares of the foreground (all objects' {first.foreground}) and the background above a threshold;",
+        f"IoF, IoB     shares of foreground (the objects' {first.foreground}) and background above a threshold;",
         "             an area of .5: a map that knows nothing of objects",
     ]
     for model in report.models:

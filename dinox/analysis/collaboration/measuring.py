@@ -27,10 +27,11 @@ DETR = "DETR"
 
 @dataclass(frozen=True)
 class ImageCollaboration:
-    """foreground: (H, W) bool, the union of foreground_of. encoder: (H, W), the discriminability of the memory. attention: (H, W), likewise of the
-    decoder's cross-attention; None without objects, or where it cannot be watched. cams: (H, W) by head, those that
-    have positives and whose scores are known. positives: by auxiliary head. queries: all of the decoder, by their
-    initial anchors; None where they have none. num_matched: of them. num_objects: M. boxes: (M, 4), normalised cxcywh.
+    """foreground: (H, W) bool, the union of foreground_of. encoder: (H, W), the discriminability of the memory.
+    attention: (H, W), likewise of the decoder's cross-attention; None without objects, or where it cannot be watched.
+    cams: (H, W) by head, those that have positives and whose scores are known. positives: by auxiliary head. queries:
+    all of the decoder, by their initial anchors; None where they have none. num_matched: of them. num_objects: M.
+    boxes: (M, 4), normalised cxcywh.
     """
 
     foreground: Tensor
