@@ -70,6 +70,16 @@ def test_heads_whose_weights_are_not_in_the_file_say_nothing(dinox, checkpoints,
     assert list(model["positives_per_object"]) == ["DETR"] and model["conflicts"] is None
 
 
+def test_the_foreground_is_masks_where_the_mapper_gives_them(dinox, checkpoints, tmp_path):
+    target = tmp_path / "out.json"
+    options = ["--config-file", TINY_CO_CONFIG, "--images", 1, "--json", target]
+    masks = "dataloader.test.mapper.masks=bitmask"
+    code, out, err = dinox("analyze", "collaboration", checkpoints["co"], masks, *options)
+    assert code == 0, err
+    assert "the objects' masks" in out
+    assert json.loads(target.read_text())["models"][0]["foreground"] == "masks"
+
+
 def test_a_run_says_by_itself_what_it_is(dinox, tmp_path):
     run = tmp_path / "tiny_co"
     overrides = [f"train.output_dir={run}", "schedule.epochs=1", "schedule.drop_epochs=[]", "train.eval_period=0"]
