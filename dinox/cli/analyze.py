@@ -22,6 +22,7 @@ from dinox.analysis import (
     read_runs,
     report_rows,
 )
+from dinox.cli.analyze_collaboration import add_collaboration_arguments, analyze_collaboration_command
 from dinox.cli.analyze_matching import add_matching_arguments, analyze_matching_command
 from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments
 from dinox.cli.running import check_json_target, guarded
@@ -31,13 +32,15 @@ from dinox.utils.tables import format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{model,curves,matching}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{model,curves,matching,collaboration}")
     text = "parameters, GFLOPs, activation memory and times of a config's model, part by part"
     _add_model_arguments(kinds.add_parser("model", help=text, description=f"{text.capitalize()}."))
     text = "AP and losses of training runs against epochs and time, as a picture"
     _add_curves_arguments(kinds.add_parser("curves", help=text, description=f"{text}."))
     text = "how stable the matching of a run's checkpoints is, and how far anchors are from their objects"
     add_matching_arguments(kinds.add_parser("matching", help=text, description=f"{text.capitalize()}."))
+    text = "how encoder, decoder and auxiliary heads see the objects of images (Co-DETR), in one or several models"
+    add_collaboration_arguments(kinds.add_parser("collaboration", help=text, description=f"{text}."))
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +79,12 @@ def _add_curves_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    work = {"model": _model, "curves": _curves, "matching": analyze_matching_command}[args.kind]
+    work = {
+        "model": _model,
+        "curves": _curves,
+        "matching": analyze_matching_command,
+        "collaboration": analyze_collaboration_command,
+    }[args.kind]
     return guarded(lambda: work(args), debug=args.debug)
 
 

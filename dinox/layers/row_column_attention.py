@@ -41,6 +41,19 @@ class RowColumnPositions(nn.Module):
         return self.adapter(features.to(self.adapter.layers[0].weight.dtype)).flatten(-2)
 
 
+class _AxisWeights(nn.Module):
+    """Attention weights along one axis; a module of its own so that they can be watched."""
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, query: Tensor, key: Tensor, inside: Tensor) -> Tensor:
+        """(B, H, N, C), (B, H, length, C), (B, length) bool -> (B, H, N, length), dropout applied."""
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        return self.dropout(scores.masked_fill(~inside[:, None, None], -torch.inf).softmax(-1))
+
+
 class RowColumnAttention(nn.Module):
     """Attention first along x, then along y: the weight of a cell is that of its column times that of its row.
 
@@ -57,6 +70,7 @@ class RowColumnAttention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(5 * embed_dim, embed_dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(5 * embed_dim))
         self.output = nn.Linear(embed_dim, embed_dim)
+        self.x_weights, self.y_weights = _AxisWeights(dropout), _AxisWeights(dropout)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.output.weight)
@@ -81,20 +95,14 @@ class RowColumnAttention(nn.Module):
             F.linear(each, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, ..., C)
             for each, weight, bias in zip(inputs, weights, biases, strict=True)
         )
-        x_weights = self._weights(x_query, columns, inside.any(1))  # (B, H, N, w)
-        y_weights = self._weights(y_query, rows, inside.any(2))  # (B, H, N, h)
+        x_weights = self.x_weights(x_query, columns, inside.any(1))  # (B, H, N, w)
+        y_weights = self.y_weights(y_query, rows, inside.any(2))  # (B, H, N, h)
         value = value.unflatten(2, (height, width))  # (B, H, h, w, C)
         if width < height:  # the longer axis first: what lies between the two steps has the length of the other
             x_weights, y_weights, value = y_weights, x_weights, value.transpose(2, 3)
         along_x = x_weights @ value.transpose(2, 3).flatten(3)  # (B, H, N, h * C)
         attended = y_weights[..., None, :] @ along_x.unflatten(-1, (value.shape[2], -1))  # (B, H, N, 1, C)
         return self.dropout(self.output(attended.squeeze(-2).transpose(1, 2).flatten(2)))
-
-    def _weights(self, query: Tensor, key: Tensor, inside: Tensor) -> Tensor:
-        """(B, H, N, C), (B, H, length, C), (B, length) bool -> (B, H, N, length), dropout applied."""
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-        weights = scores.masked_fill(~inside[:, None, None], -torch.inf).softmax(-1)
-        return F.dropout(weights, self.dropout.p, self.training)
 
 
 def _mean(values: Tensor, inside: Tensor, dim: int) -> Tensor:
