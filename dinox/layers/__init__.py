@@ -6,6 +6,7 @@ from dinox.layers.attention import (
     MemoryAttention,
     QuerySelfAttention,
 )
+from dinox.layers.box_embedding import BoxEmbedding
 from dinox.layers.box_noise import (
     BoxNoiseDraws,
     CenterShiftAndScale,
@@ -30,6 +31,7 @@ from dinox.layers.row_column_attention import RowColumnAttention, RowColumnPosit
 __all__ = [
     "MLP",
     "Activation",
+    "BoxEmbedding",
     "BoxNoiseDraws",
     "CenterShiftAndScale",
     "ConditionalCrossAttention",

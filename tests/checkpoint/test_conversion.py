@@ -130,6 +130,12 @@ def test_detrex_cannot_be_given_what_it_has_no_name_for():
         convert(model.state_dict(), "dinox", "detrex")
 
 
+def test_a_wrong_source_is_told_the_right_one():
+    theirs = published("stabledino_r50_4scale")
+    with pytest.raises(ValueError, match="They all are .*Stable-DINO's: the source is 'stable-dino'"):
+        convert(theirs, "detrex")
+
+
 def test_fused_memory_is_stable_dinos_alone():
     """A linear layer and a norm, which detrex's DINO has no names for."""
     published_names = {

@@ -183,7 +183,7 @@ def test_features_can_be_added_to_the_content_for_anchors():
     embedding = scattered(PositiveAnchors(embed_dim=DIM, features=PositiveFeatures(embed_dim=DIM)))
     with_features = embedding(BOXES, lambda: FEATURES).content
     own = normed(embedding.features, FEATURES)
-    torch.testing.assert_close(with_features - embedding.boxes(BOXES), own, **TOLERANCE)
+    torch.testing.assert_close(with_features - embedding.boxes.embed(BOXES), own, **TOLERANCE)
 
 
 @pytest.mark.parametrize("head_embedding", [None, HeadEmbedding(embed_dim=DIM), ReleasedHeadEmbedding()])

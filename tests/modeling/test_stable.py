@@ -16,6 +16,7 @@ from dinox.modeling import (
     ContrastiveBoxNoise,
     DenseFusion,
     LearnedContent,
+    SameRangeBoxNoise,
     SelectedAnchors,
     SimpleFusion,
     TrainingQueries,
@@ -41,7 +42,12 @@ FUSIONS = {
     "u_like": L(ULikeFusion)(**SIZES),
     "dense": L(DenseFusion)(**SIZES),
 }
-BOX_NOISE = {"contrastive": L(ContrastiveBoxNoise)(), "denoising": L(CenterShiftAndScale)(), "none": None}
+BOX_NOISE = {
+    "contrastive": L(ContrastiveBoxNoise)(),
+    "released": L(SameRangeBoxNoise)(),
+    "denoising": L(CenterShiftAndScale)(),
+    "none": None,
+}
 ONE_TO_MANY = {
     "one_to_one": None,
     "one_to_many": L(TrainingQueries)(

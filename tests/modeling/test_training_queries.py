@@ -56,6 +56,21 @@ def make_context(num_proposals: int = 0, num_tokens: int = 10) -> QueryContext:
 # ----------------------------------------------------------------------------------------------------------- the parts
 
 
+def test_groups_keep_their_own_content_where_an_image_has_few_tokens():
+    """3 groups of 4 learned rows, but only 2 proposals: the first 2 rows of every group."""
+    content = LearnedContent(num_queries=4, embed_dim=D, num_sets=3)
+    anchors = RepeatedAnchors(anchors=SelectedAnchors(num_queries=4), times=3)
+    group = TrainingQueries(content=content, anchors=anchors, num_groups=3)(make_context(2, num_tokens=2))
+    rows = content.embedding.weight
+    assert torch.equal(group.content[0], rows[[0, 1, 4, 5, 8, 9]]) and group.subgroup_size == 2
+
+
+def test_groups_do_not_share_out_a_ranking():
+    content = LearnedContent(num_queries=4, embed_dim=D)
+    with pytest.raises(ValueError, match=r"anchors: each of 2 groups .* RepeatedAnchors\(anchors=..., times=2\)"):
+        TrainingQueries(content=content, anchors=SelectedAnchors(num_queries=4), num_groups=2)
+
+
 @pytest.mark.parametrize("selection", [QuerySelection, ClassAgnosticSelection])
 def test_more_tokens_are_ranked_in_training_and_in_one_ranking(selection):
     torch.manual_seed(0)

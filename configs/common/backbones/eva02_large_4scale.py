@@ -18,7 +18,7 @@ backbone = L(ChannelMapper)(
                 patch_size=16,
                 position_grid=16,
                 rotary_grid=16,
-                drop_path=0.4,
+                drop_path=0.3,
             ),
             window_size=16,
             global_blocks=[2, 5, 8, 11, 14, 17, 20, 23],

@@ -106,7 +106,7 @@ def read(
         first = translation.unknown[0]
         raise ValueError(
             f"{len(translation.unknown)} of {len(prepared)} names are not those of {entry.name}: "
-            f"{_listed(translation.unknown)}.{nearest_name(first, table)} Is the source right?"
+            f"{_listed(translation.unknown)}.{nearest_name(first, table)} {_whose(state_dict)}"
         )
     weights = entry.finish(translation.weights)
     rows = None if entry.class_rows is None else entry.class_rows(weights, category_ids)
@@ -164,6 +164,12 @@ def find_format(weights: Mapping[str, Tensor], target: str) -> Format:
 def _best_format(state_dict: Mapping[str, Tensor], source: str) -> Format:
     entries = [entry for entry in FORMATS if entry.source == source]
     return min(entries, key=lambda entry: _count_unknown(state_dict, entry))
+
+
+def _whose(state_dict: Mapping[str, Tensor]) -> str:
+    """Another source that knows all names, or a question."""
+    other = next((entry for entry in FORMATS if _count_unknown(state_dict, entry) == 0), None)
+    return "Is the source right?" if other is None else f"They all are {other.name}'s: the source is {other.source!r}"
 
 
 def _count_unknown(state_dict: Mapping[str, Tensor], entry: Format) -> int:

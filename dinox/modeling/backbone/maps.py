@@ -4,7 +4,7 @@ Legend: B images, C channels, H, W pixels or cells.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch.nn.functional as F
@@ -28,8 +28,11 @@ class MapNorm(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
 
 
-def stage_norm(kind: StageNorm, channels: int) -> nn.Module:
-    return MapNorm(channels) if kind == "LN" else nn.Identity()
+def make_stage_norms(kind: StageNorm, channels: Mapping[str, int]) -> nn.ModuleDict:
+    """channels: of every output, by name."""
+    return nn.ModuleDict(
+        {name: MapNorm(number) if kind == "LN" else nn.Identity() for name, number in channels.items()}
+    )
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:

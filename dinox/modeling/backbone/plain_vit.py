@@ -12,8 +12,8 @@ from dinox.modeling.backbone.maps import (
     check_choice,
     freeze,
     freeze_norms,
+    make_stage_norms,
     pad_to_multiple,
-    stage_norm,
 )
 from dinox.modeling.backbone.windows import attend_in_windows, run_block
 from dinox.utils.ranges import check_range
@@ -121,7 +121,7 @@ class PlainViT(Backbone):
 
 
 def _output_norm(kind: StageNorm, channels: int) -> nn.ModuleDict:
-    return nn.ModuleDict({_OUTPUT: stage_norm(kind, channels)})
+    return make_stage_norms(kind, {_OUTPUT: channels})
 
 
 def _with_rotary(attention: nn.Module, rotary: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -14,9 +14,9 @@ from dinox.modeling.backbone.maps import (
     check_out_features,
     freeze,
     freeze_norms,
+    make_stage_norms,
     pad_to_multiple,
     stage_name,
-    stage_norm,
 )
 from dinox.modeling.backbone.windows import attend_in_windows, pad_to_windows, run_block, shifted_window_mask
 from dinox.utils.ranges import check_range
@@ -86,7 +86,7 @@ class Swin(Backbone):
         self._out_features = [name for name in self._stages if name in out_features]
         self._out_feature_strides = {name: strides[name] for name in self._out_features}
         self._out_feature_channels = {name: embed_dim * 2 ** self._stages.index(name) for name in self._out_features}
-        self.stage_norms = _stage_norms(stage_norm, self._out_feature_channels)
+        self.stage_norms = make_stage_norms(stage_norm, self._out_feature_channels)
         self.gradient_checkpointing = gradient_checkpointing
         if norms == "frozen":
             freeze_norms(self.network)
@@ -145,10 +145,6 @@ def _make_network(**settings) -> nn.Module:
     )
     network.norm = nn.Identity()  # the classifier's
     return network
-
-
-def _stage_norms(kind: StageNorm, channels: dict[str, int]) -> nn.ModuleDict:
-    return nn.ModuleDict({name: stage_norm(kind, number) for name, number in channels.items()})
 
 
 def _attend(cells: Tensor, *, size: int, shift: int, attention: Callable[[Tensor], Tensor]) -> Tensor:

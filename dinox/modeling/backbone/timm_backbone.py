@@ -16,9 +16,9 @@ from dinox.modeling.backbone.maps import (
     freeze,
     freeze_batch_norms,
     freeze_norms,
+    make_stage_norms,
     pad_to_multiple,
     stage_name,
-    stage_norm,
 )
 from dinox.utils.ranges import check_range
 from dinox.utils.suggest import did_you_mean
@@ -82,7 +82,7 @@ class TimmBackbone(Backbone):
         self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
         self._pad_to = plan.pad_to(self._out_features)
         self._model_name, self._stage_of = model_name, plan.stage_of_child
-        self.stage_norms = _stage_norms(stage_norm, self._out_feature_channels)
+        self.stage_norms = make_stage_norms(stage_norm, self._out_feature_channels)
         if norms == "frozen":
             freeze_norms(self.network)
         self._freeze(freeze_at)
@@ -204,10 +204,6 @@ def _stages_of_children(network: nn.Module, boundaries: Sequence[str]) -> dict[s
         # Between the end of one stage and that of the next everything is of the next.
         stages[child] = ended if child in ends or not ended else min(ended + 1, len(boundaries))
     return stages
-
-
-def _stage_norms(kind: StageNorm, channels: dict[str, int]) -> nn.ModuleDict:
-    return nn.ModuleDict({name: stage_norm(kind, number) for name, number in channels.items()})
 
 
 def _plain(value: Any) -> Any:

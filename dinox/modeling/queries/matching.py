@@ -28,8 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dinox.layers import MLP, sine_features, xavier_init
-from dinox.layers.position_embedding import ANCHOR_TEMPERATURE, FULL_TURN
+from dinox.layers import MLP, BoxEmbedding, xavier_init
 from dinox.modeling.queries.denoising import label_embedding_of
 from dinox.structures import MATCHING, Proposals, QueryContext, QueryGroup, inverse_sigmoid
 
@@ -81,14 +80,16 @@ class LearnedContent(nn.Module):
     ):
         super().__init__()
         self.embedding = nn.Embedding(num_sets * num_queries, embed_dim - int(indicator))
-        self.indicator = indicator
+        self.indicator, self.num_sets = indicator, num_sets
         if std is None:
             xavier_init(self)
         else:
             nn.init.normal_(self.embedding.weight, std=std)
 
     def forward(self, context: QueryContext, size: int) -> Tensor:
-        content = self.embedding.weight[:size]
+        # The first of every set, where an image has fewer tokens than queries.
+        sets = self.embedding.weight.unflatten(0, (self.num_sets, -1))
+        content = sets[:, : size // self.num_sets].flatten(0, 1)
         if self.indicator:
             content = nn.functional.pad(content, (0, 1))
         return content.expand(context.memory.tokens.shape[0], -1, -1)
@@ -235,7 +236,7 @@ class EmbeddedAnchors(nn.Module):
         return dataclasses.replace(places, positions=context.anchor_embedding(places.anchors))
 
 
-class AnchorEmbedding(nn.Module):
+class AnchorEmbedding(BoxEmbedding):
     """Anchor boxes -> positional queries: one half of a normed linear map of their sine embedding.
 
     The other half would be the content queries where those are not learned (``EmbeddedProposals``); it takes part in
@@ -243,15 +244,11 @@ class AnchorEmbedding(nn.Module):
     """
 
     def __init__(self, *, embed_dim: int):
-        super().__init__()
-        self.num_features = embed_dim // 2  # per coordinate
-        self.projection = nn.Linear(4 * self.num_features, 2 * embed_dim)
-        self.norm = nn.LayerNorm(2 * embed_dim)
-        xavier_init(self.projection)
+        super().__init__(embed_dim=embed_dim, out_dim=2 * embed_dim)
 
     def forward(self, anchors: Tensor) -> Tensor:
         """(B, N, 4) normalised cxcywh -> (B, N, D)."""
-        return self.norm(self.projection(_box_features(anchors, self.num_features))).chunk(2, dim=-1)[0]
+        return self.embed(anchors).chunk(2, dim=-1)[0]
 
 
 class RepeatedAnchors(nn.Module):
@@ -297,29 +294,19 @@ class MatchingQueries(nn.Module):
         return group if self.known_labels is None else self.known_labels(group, context)
 
 
-class EmbeddedProposals(nn.Module):
+class EmbeddedProposals(BoxEmbedding):
     """Matching queries of the two-stage Deformable DETR: from the sine embedding of every selected box, one half of a
     normed linear map is the positional query and the other the content query.
     """
 
     def __init__(self, *, num_queries: int, embed_dim: int):
-        super().__init__()
+        super().__init__(embed_dim=embed_dim, out_dim=2 * embed_dim)
         self.anchors = SelectedAnchors(num_queries=num_queries)
-        self.num_features = embed_dim // 2  # per coordinate
-        self.projection = nn.Linear(4 * self.num_features, 2 * embed_dim)
-        self.norm = nn.LayerNorm(2 * embed_dim)
-        xavier_init(self.projection)
 
     def forward(self, context: QueryContext) -> QueryGroup:
         places = self.anchors(context)
-        embedded = self.norm(self.projection(_box_features(places.anchors, self.num_features)))  # (B, N, 2 D)
-        positions, content = embedded.chunk(2, dim=-1)
+        positions, content = self.embed(places.anchors).chunk(2, dim=-1)
         return QueryGroup(MATCHING, content, places.anchors, positions, padding_mask=places.padding_mask)
-
-
-def _box_features(boxes: Tensor, num_features: int) -> Tensor:
-    """Sine embedding of boxes (B, N, 4) -> (B, N, 4 F), in the order x, y, w, h: unlike that of anchors elsewhere."""
-    return sine_features(boxes.float() * FULL_TURN, num_features, ANCHOR_TEMPERATURE).flatten(-2).to(boxes.dtype)
 
 
 def _proposals(context: QueryContext) -> Proposals:

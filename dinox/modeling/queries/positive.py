@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dinox.layers import sine_features, xavier_init
-from dinox.layers.position_embedding import ANCHOR_TEMPERATURE, FULL_TURN
+from dinox.layers import BoxEmbedding, xavier_init
 from dinox.modeling.queries.placement import PlacedQueries
 from dinox.structures import BACKGROUND, HeadSamples, QueryContext, QueryGroup, inverse_sigmoid, xyxy_to_cxcywh
 from dinox.structures.boxes import image_size_as_box
@@ -204,14 +203,14 @@ class EmbeddedPositives(nn.Module):
         super().__init__()
         if anchor_dim not in (2, 4):
             raise ValueError(f"anchor_dim must be 2 (points) or 4 (boxes), got {anchor_dim}")
-        self.boxes = _EmbeddedBoxes(embed_dim, 2 * embed_dim)
+        self.boxes = BoxEmbedding(embed_dim=embed_dim, out_dim=2 * embed_dim)
         self.features = features
         self.head_embedding = head_embedding
         self.anchor_dim = anchor_dim
 
     def forward(self, boxes: Tensor, features: Callable[[], Tensor]) -> PlacedQueries:
         """boxes: (B, N, 4) normalised cxcywh; features() -> (B, N, D)."""
-        positions, content = self.boxes(boxes).chunk(2, dim=-1)
+        positions, content = self.boxes.embed(_inside(boxes)).chunk(2, dim=-1)
         if self.features is not None:
             content = content + self.features(features())
         if self.head_embedding is not None:
@@ -228,30 +227,18 @@ class PositiveAnchors(nn.Module):
 
     def __init__(self, *, embed_dim: int, features: nn.Module | None = None):
         super().__init__()
-        self.boxes = _EmbeddedBoxes(embed_dim, embed_dim)
+        self.boxes = BoxEmbedding(embed_dim=embed_dim, out_dim=embed_dim)
         self.features = features
 
     def forward(self, boxes: Tensor, features: Callable[[], Tensor]) -> PlacedQueries:
         """boxes: (B, N, 4) normalised cxcywh; features() -> (B, N, D)."""
-        content = self.boxes(boxes)
+        content = self.boxes.embed(_inside(boxes))
         return PlacedQueries(content if self.features is None else content + self.features(features()), boxes)
 
 
-class _EmbeddedBoxes(nn.Module):
-    """Sine embedding of boxes through a normed linear map; in the order x, y, w, h, unlike anchors elsewhere."""
-
-    def __init__(self, embed_dim: int, out_dim: int):
-        super().__init__()
-        self.num_features = embed_dim // 2  # per coordinate
-        self.projection = nn.Linear(4 * self.num_features, out_dim)
-        self.norm = nn.LayerNorm(out_dim)
-        xavier_init(self.projection)
-
-    def forward(self, boxes: Tensor) -> Tensor:
-        """(B, N, 4) normalised cxcywh -> (B, N, ``out_dim``)."""
-        inside = inverse_sigmoid(at_least_float32(boxes), _BORDER).sigmoid()
-        features = sine_features(inside * FULL_TURN, self.num_features, ANCHOR_TEMPERATURE).flatten(-2)
-        return self.norm(self.projection(features.to(self.projection.weight.dtype)))
+def _inside(boxes: Tensor) -> Tensor:
+    """Boxes that begin and end ``_BORDER`` inside of the image."""
+    return inverse_sigmoid(at_least_float32(boxes), _BORDER).sigmoid()
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

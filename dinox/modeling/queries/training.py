@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from dinox.modeling.queries.matching import RepeatedAnchors, SelectedAnchors
 from dinox.structures import QueryContext, QueryGroup
 
 GROUP_NAME = "one_to_many"
@@ -33,6 +34,12 @@ class TrainingQueries(nn.Module):
         for name, value in (("repeats", repeats), ("num_groups", num_groups)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
+        selected = any(isinstance(module, SelectedAnchors) for module in anchors.modules())
+        if num_groups > 1 and selected and not isinstance(anchors, RepeatedAnchors):
+            raise ValueError(
+                f"anchors: each of {num_groups} groups would get another part of the ranked proposals, of which small "
+                f"images have few. Give all groups the same ones: RepeatedAnchors(anchors=..., times={num_groups})"
+            )
         self.content, self.anchors = content, anchors
         self.repeats, self.num_groups = repeats, num_groups
 
@@ -42,7 +49,8 @@ class TrainingQueries(nn.Module):
         places = self.anchors(context)
         if places.size % self.num_groups:
             raise ValueError(
-                f"{self.num_groups} groups cannot share {places.size} queries equally: repeat the anchors as often"
+                f"{self.num_groups} groups cannot share {places.size} queries equally: give content and anchors "
+                f"num_sets={self.num_groups}, or repeat the anchors as often"
             )
         return QueryGroup(
             GROUP_NAME,

@@ -24,3 +24,4 @@ schedule.epochs = 12
 schedule.drop_epochs = [11]
 
 train.output_dir = "./output/stable_deformable_detr_r50_12ep"
+train.seed = 60

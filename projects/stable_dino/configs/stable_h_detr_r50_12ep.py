@@ -12,5 +12,7 @@ model.criterion.class_loss.rescale = "one"  # 300 queries (section 2.2)
 model.criterion.matcher.class_cost = _class_cost
 model.criterion.weights["class"] = _class_weight  # our choice: the paper has none for this detector
 model.postprocess, dataloader.evaluator = _postprocess, _evaluator
+model.postprocess.ranking.num_detections = 100  # as H-DETR
 
 train.output_dir = "./output/stable_h_detr_r50_12ep"
+train.seed = 60
