@@ -132,7 +132,7 @@ def test_detrex_cannot_be_given_what_it_has_no_name_for():
 
 def test_a_wrong_source_is_told_the_right_one():
     theirs = published("stabledino_r50_4scale")
-    with pytest.raises(ValueError, match="They all are .*Stable-DINO's: the source is 'stable-dino'"):
+    with pytest.raises(ValueError, match=r"All are names of .*Stable-DINO: the source is 'stable-dino'"):
         convert(theirs, "detrex")
 
 

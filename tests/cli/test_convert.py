@@ -199,7 +199,7 @@ def test_a_wrong_source_is_an_error_with_the_nearest_name(dinox, detrex, tmp_pat
     code, _, err = dinox("convert", detrex[0], tmp_path / "dinox.pth", *CONFIG, "--from", "dino")
     assert code == 2
     assert "names are not those of IDEA-Research's DINO" in err
-    assert "Did you mean" in err and "Is the source right?" in err
+    assert "Did you mean" in err and "All are names of detrex's DINO: the source is 'detrex'" in err
 
 
 def test_the_weights_of_another_project_are_not_guessed_at(dinox, tmp_path):

@@ -169,7 +169,7 @@ def _best_format(state_dict: Mapping[str, Tensor], source: str) -> Format:
 def _whose(state_dict: Mapping[str, Tensor]) -> str:
     """Another source that knows all names, or a question."""
     other = next((entry for entry in FORMATS if _count_unknown(state_dict, entry) == 0), None)
-    return "Is the source right?" if other is None else f"They all are {other.name}'s: the source is {other.source!r}"
+    return "Is the source right?" if other is None else f"All are names of {other.name}: the source is {other.source!r}"
 
 
 def _count_unknown(state_dict: Mapping[str, Tensor], entry: Format) -> int:
