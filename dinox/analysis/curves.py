@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dinox.analysis.runs import Run, is_evaluation, require_metric
+from dinox.utils.colours import COLOURS
 from dinox.utils.suggest import did_you_mean
 from dinox.utils.whole_files import written_whole
 
@@ -36,8 +37,6 @@ _METRIC_LABELS = {
 _TOP_K_DISTANCE = re.compile(r"matching/atd_(\d+)(_small)?")
 _UNSTABLE_SCORE = re.compile(r"matching/unstable_(\d+)")
 
-# Okabe and Ito's colours, told apart with any kind of colour vision; without their yellow, which is faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINE_STYLES = ("-", "--", ":", "-.")  # the next one after each round of colours
 

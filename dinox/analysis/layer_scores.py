@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dinox.analysis.curves import COLOURS
+from dinox.utils.colours import COLOURS
 from dinox.utils.whole_files import written_whole
 
 _KEY = "unstable_scores"  # of MatchingMetrics, in what `dinox analyze matching --json` writes

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from dinox.cli.running import RunOptions
+from dinox.cli.tta import TTAOptions
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 
@@ -52,6 +53,8 @@ def run_options(args: argparse.Namespace, *, eval_only: bool) -> RunOptions:
         eval_only=eval_only,
         resume=args.resume,
         json_file=args.json_file,
+        report_dir=getattr(args, "report", None),  # of evaluation only, as the next
+        tta=TTAOptions.of(args),
         debug=args.debug,
         num_gpus=args.num_gpus,
         num_machines=args.num_machines,

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, split_overrides
 from dinox.cli.running import USER_ERROR, check_json_target, guarded
+from dinox.cli.tta import TTAOptions, add_tta_arguments
 from dinox.inference import Predictor
 from dinox.inference.files import Outputs, check_files, predict_files
 from dinox.inference.inputs import find_inputs
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-program", action="store_true", help="read a .pt2, which can run code when it is loaded"
     )
+    add_tta_arguments(parser)
     add_config_safety_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(overrides=[])
@@ -105,6 +107,7 @@ def _run(args: argparse.Namespace) -> int:
         max_pixels=args.max_pixels,
         allow_targets=args.allow_targets,
         trust_program=args.trust_program,
+        wrapper=TTAOptions.of(args).wrapper(),
     )
     predictions = predict_files(predictor, inputs, outputs)
     report = Report(

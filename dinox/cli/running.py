@@ -4,15 +4,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dinox.checkpoint import CheckpointError
+from dinox.cli.tta import TTAOptions
 from dinox.config import ConfigError, load_config
+from dinox.config.calls import innermost_evaluator, parameters
 from dinox.data import DataError
 from dinox.engine import evaluate, train
 from dinox.engine.launching import check_launch, launch
@@ -89,6 +91,8 @@ class RunOptions:
     eval_only: bool = False
     resume: bool = False
     json_file: str | None = None
+    report_dir: str | None = None
+    tta: TTAOptions = field(default_factory=TTAOptions)
     debug: bool = False
     num_gpus: int = 1
     num_machines: int = 1
@@ -110,6 +114,7 @@ def _launch(options: RunOptions) -> int:
     if flags:
         raise ValueError(f"expected key=value, got {flags[0]!r}: options come before the first override")
     check_json_target(options.json_file)
+    options.tta.wrapper()
     check_launch(
         num_gpus=options.num_gpus,
         num_machines=options.num_machines,
@@ -140,12 +145,29 @@ def _run_rank(options: RunOptions) -> int:
 
 
 def _load_config(options: RunOptions) -> DictConfig:
-    return load_config(options.config_file, options.overrides, allow_targets=options.allow_targets)
+    cfg = load_config(options.config_file, options.overrides, allow_targets=options.allow_targets)
+    if options.report_dir is not None:
+        _ask_for_report(cfg, options.report_dir)
+    return cfg
+
+
+def _ask_for_report(cfg: DictConfig, folder: str) -> None:
+    node = innermost_evaluator(cfg) if OmegaConf.select(cfg, "dataloader.evaluator") is not None else None
+    if "report_dir" not in (parameters(node) or {}):
+        raise ValueError(
+            f"--report {folder}: the config's dataloader.evaluator writes none: expected dinox.evaluation.CocoEvaluator"
+        )
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"--report {folder}: expected a folder, this is a file")
+    node.report_dir = folder
 
 
 def _train_or_evaluate(options: RunOptions, cfg: DictConfig) -> None:
-    work = evaluate if options.eval_only else train
-    results = work(cfg, resume=options.resume, device=_requested_device(options, cfg))
+    device = _requested_device(options, cfg)
+    if options.eval_only:
+        results = evaluate(cfg, resume=options.resume, device=device, wrapper=options.tta.wrapper())
+    else:
+        results = train(cfg, resume=options.resume, device=device)
     if options.json_file and comm.is_main_process():
         write_json(options.json_file, _description(options, cfg) | {"results": results})
 
@@ -168,4 +190,5 @@ def _description(options: RunOptions, cfg: DictConfig) -> dict[str, Any]:
         "config_file": options.config_file,
         "overrides": list(options.overrides),
         "output_dir": cfg.train.output_dir,
+        **({} if options.tta.scales is None else {"tta": asdict(options.tta)}),
     }

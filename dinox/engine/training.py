@@ -92,8 +92,19 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
         return run.results
 
 
-def evaluate(cfg: DictConfig, *, resume: bool = False, device: str | None = None, console: Console = "full") -> Results:
+def evaluate(
+    cfg: DictConfig,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    console: Console = "full",
+    wrapper: Callable[..., nn.Module] | None = None,
+) -> Results:
     """Evaluate ``train.init_checkpoint``, or with ``resume`` the last checkpoint in ``train.output_dir``.
+
+    Args:
+        wrapper: makes what is evaluated of ``model=...``, the model with its weights, for instance with test-time
+            augmentation ``partial(AugmentedDetector, views=make_views((1, 0.8)))``.
 
     Other arguments, results and errors as in ``train``; writes nothing but what ``dataloader.evaluator`` writes.
     """
@@ -110,7 +121,7 @@ def evaluate(cfg: DictConfig, *, resume: bool = False, device: str | None = None
         description = read_description(weights)
         _warn_of_another_model(description, cfg)
         _number_classes_like(description, cfg)
-        return evaluation(model)
+        return evaluation(model if wrapper is None else wrapper(model=model))
 
 
 class _TrainingRun:

@@ -6,7 +6,8 @@ instances = predictor("image.jpg")
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from omegaconf import DictConfig
+from torch import nn
 
 from dinox.data import DataError
 from dinox.inference.detector import Detector, load_detector
@@ -56,6 +58,8 @@ class Predictor:
         allow_targets: packages that the config in a yaml file or in the checkpoint may call, besides those that
             dinox knows.
         trust_program: read a ``.pt2``, which can run code when it is loaded.
+        wrapper: makes what detects of ``model=...``, for instance with test-time augmentation
+            ``partial(AugmentedDetector, views=make_views((1, 0.8)))``; not for exported models.
 
     Raises ValueError (ConfigError, CheckpointError) with one line that says what is wrong and what to do.
     """
@@ -76,6 +80,7 @@ class Predictor:
         max_pixels: int | None = None,
         allow_targets: Sequence[str] = (),
         trust_program: bool = False,
+        wrapper: Callable[..., nn.Module] | None = None,
     ):
         _check_number("score_threshold", score_threshold, 0, 1)
         _check_number("tile_overlap", tile_overlap, 0, 0.9)
@@ -100,6 +105,7 @@ class Predictor:
             device=device,
             allow_targets=allow_targets,
             trust_program=trust_program,
+            wrapper=wrapper,
         )
         self._kept_classes = _class_indices(classes, self.class_names)
 
@@ -180,8 +186,8 @@ class Predictor:
         """
         if not isinstance(self.detector.model, DetectionTransformer):
             raise ValueError(
-                f"{self.weights}: only a checkpoint of a DetectionTransformer can be told what is known; exported "
-                "models and other architectures take nothing but images"
+                f"{self.weights}: only a checkpoint of a DetectionTransformer, without a wrapper, can be told what is "
+                "known; exported models and other architectures take nothing but images"
             )
         name = image_name(image, 0)
         pixels = self.read(image, name=name)
@@ -232,9 +238,18 @@ def _load(
     device: str | None,
     allow_targets: Sequence[str],
     trust_program: bool,
+    wrapper: Callable[..., nn.Module] | None,
 ) -> Detector:
     if Path(weights).suffix.lower() not in EXPORTED:
-        return load_detector(weights, config=config, overrides=overrides, device=device, allow_targets=allow_targets)
+        detector = load_detector(
+            weights, config=config, overrides=overrides, device=device, allow_targets=allow_targets
+        )
+        return detector if wrapper is None else replace(detector, model=wrapper(model=detector.model).eval())
+    if wrapper is not None:
+        raise ValueError(
+            f"{weights} is an exported model, made for images of its own size: test-time augmentation needs a "
+            "checkpoint"
+        )
     if config is not None or overrides:
         given = f"override {overrides[0]!r}" if overrides else f"config {config}"
         raise ValueError(f"{weights} is an exported model, which holds all its settings: leave out the {given}")
