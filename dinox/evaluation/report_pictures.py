@@ -72,11 +72,12 @@ def draw_class_aps(path: Path, class_names: Sequence[str], ap: np.ndarray, ap50:
     panel.barh(places, 100 * ap50[order], color=COLOURS[5], height=0.8, label="AP50")
     panel.barh(places, 100 * ap[order], color=COLOURS[0], height=0.8, label="AP")
     for place, k in zip(places, order):
-        panel.text(100 * ap50[k] + 1, place, f"{100 * ap[k]:.1f}", va="center", fontsize=7)
+        panel.text(100 * ap50[k] + 1, place, f"{100 * ap[k]:.1f} / {100 * ap50[k]:.1f}", va="center", fontsize=7)
     panel.set_yticks(places, [class_names[k] for k in order], fontsize=8)
     panel.set_ylim(len(order) - 0.4, -0.6)
     which = "" if len(order) == (~np.isnan(ap)).sum() else f" (the {_BARS} lowest)"
-    _finish(panel, title=f"classes{which}", x="%", y="", top=None, right=110)
+    _finish(panel, title=f"classes{which}", x="%", y="", top=None, right=115)
+    panel.set_xticks(range(0, 101, 20))
     _save(figure, path)
 
 
