@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from dinox.data.errors import DataError
 from dinox.evaluation.detection_store import StoredDetections
 
-_PORTION = 200_000
+_PORTION = 50_000
 """Detections that are scored at once; a class is always whole. A dictionary for each takes about 1 kB of memory."""
 
 _COCOS_LIMIT = 100  # of detections per image and class, which is what COCO's summary is for

@@ -1,6 +1,9 @@
 """Detections with NMS and without it, evaluated in one pass of the model."""
 
 import logging
+import pickle
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from detectron2.evaluation import DatasetEvaluator
@@ -24,17 +27,19 @@ class WithAndWithoutNMS(DatasetEvaluator):
     ``bbox/AP_wonms`` without, plain ``AP`` in Stable-DINO's release. Without NMS in the model these are missing,
     and everything is as without this part.
 
+    The model's own detections wait in a temporary file meanwhile.
+
     evaluator: detectron2's contract. The files that it writes are of the model's own detections.
     """
 
     def __init__(self, *, evaluator: DatasetEvaluator):
         self._evaluator = evaluator
         self._metadata = getattr(evaluator, "_metadata", None)  # of the dataset, as detectron2's evaluators have it
-        self._own: list[tuple[dict[str, Any], Instances]] = []
+        self._own = _Waiting()
 
     def reset(self) -> None:
         self._evaluator.reset()
-        self._own = []
+        self._own = _Waiting()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Those before NMS now, so that the evaluator writes its files from the model's own, which come last."""
@@ -43,7 +48,7 @@ class WithAndWithoutNMS(DatasetEvaluator):
             return
         self._evaluator.process(inputs, [{"instances": output[BEFORE_NMS]} for output in outputs])
         for x, output in zip(inputs, outputs, strict=True):
-            self._own.append(({k: v for k, v in x.items() if k != "image"}, output["instances"].to("cpu")))
+            self._own.add({k: v for k, v in x.items() if k != "image"}, output["instances"].to("cpu"))
 
     def evaluate(self) -> Any:
         if not any(comm.all_gather(len(self._own) > 0)):  # a rank may have had no image
@@ -56,6 +61,29 @@ class WithAndWithoutNMS(DatasetEvaluator):
         logger.info("With NMS, the model's own detections:")
         own = self._evaluator.evaluate()
         return own and {task: _named(metrics, (without or {}).get(task, {})) for task, metrics in own.items()}
+
+
+class _Waiting:
+    """Inputs, without their images, and detections, in a temporary file that is gone with this."""
+
+    def __init__(self):
+        self._file: Any = None
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, x: dict[str, Any], found: Instances) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as this
+        pickle.dump((x, found), self._file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._count += 1
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], Instances]]:
+        if self._file is not None:
+            self._file.seek(0)
+        for _ in range(self._count):
+            yield pickle.load(self._file)
 
 
 def _named(own: dict[str, float], without: dict[str, float]) -> dict[str, float]:

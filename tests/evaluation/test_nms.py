@@ -1,7 +1,9 @@
 """Detections with NMS and without it, evaluated in one pass."""
 
+import gc
 import json
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -110,6 +112,20 @@ def test_a_model_that_detects_nothing_before_nms_has_a_score_too():
 
     results = evaluate_model(model, LOADER, WithAndWithoutNMS(evaluator=CocoEvaluator(NAME)))
     assert results["bbox/AP"] == results["bbox/AP_wonms"] == 0 and not math.isnan(results["bbox/AP_wnms"])
+
+
+def test_the_models_own_detections_do_not_wait_in_memory():
+    """Python's part of an image's detections alone is over 1 kB."""
+    evaluator, output = WithAndWithoutNMS(evaluator=CocoEvaluator(NAME)), with_nms([{}])
+    evaluator.reset()
+    evaluator.process(LOADER[0], output)
+    tracemalloc.start()
+    for _ in range(500):
+        evaluator.process(LOADER[0], [{name: found.to("cpu") for name, found in output[0].items()}])
+    gc.collect()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 100_000
 
 
 def test_a_rank_without_images_asks_as_often_as_the_others(monkeypatch):
