@@ -39,7 +39,7 @@ def draw_curves(path: Path, recall: np.ndarray, precision: np.ndarray, class_nam
         classes.plot(recall, precision[0, :, k], color=_FAINT, linewidth=0.6)
     for k, colour in zip(sorted(worst[:_NAMED]), COLOURS):
         classes.plot(recall, precision[0, :, k], color=colour, linewidth=1.5, label=names[k])
-    of_which = f"; named: the {_NAMED} with the lowest AP" if len(names) > _NAMED else ""
+    of_which = f"; named: the {_NAMED} with the lowest AP50" if len(names) > _NAMED else ""
     _finish(means, title="mean over classes", x="recall", y="precision")
     _finish(classes, title=f"classes at IoU 0.50{of_which}", x="recall", y="precision")
     _save(figure, path)
