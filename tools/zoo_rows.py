@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from detectron2.config import instantiate
+from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 
 from dinox import model_zoo
@@ -31,6 +32,8 @@ USUAL = {"memory_builder": "MemoryBuilder", "heads": "PredictionHeads", "postpro
 # Slots and query groups that GFLOPs do not depend on.
 WITHOUT_GFLOPS = ("auxiliary_heads", "criterion", "postprocess")
 OTHER_QUERIES = ("denoising", "split", "visibility")
+# What parts do in training alone, or how they start.
+TRAINING = ("dropout", "drop_path", "freeze_at", "gradient_checkpointing", "more_in_training", "std")
 NONE = "-"
 
 
@@ -118,11 +121,23 @@ def _dotted(target: Any) -> str:
 def hash_model(cfg: DictConfig) -> str:
     """The same for models that detect alike: whose configs say the same, with all references followed."""
     model = OmegaConf.to_container(cfg.model, resolve=True)
-    detecting = {slot: node for slot, node in model.items() if slot not in WITHOUT_GFLOPS}
+    detecting = {slot: _detecting(node) for slot, node in model.items() if slot not in WITHOUT_GFLOPS}
     for slot in OTHER_QUERIES:
         detecting.get("query_groups", {}).pop(slot, None)
     text = json.dumps(detecting, sort_keys=True, default=_dotted)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _detecting(node: Any) -> Any:
+    """A part of a config without what is for training only."""
+    if not isinstance(node, dict):
+        return [_detecting(item) for item in node] if isinstance(node, list) else node
+    return {key: _detecting(item) for key, item in node.items() if key not in TRAINING and not _is_for_training(item)}
+
+
+def _is_for_training(node: Any) -> bool:
+    target = node.get("_target_") if isinstance(node, dict) else None
+    return getattr(locate(target) if isinstance(target, str) else target, "training_only", False)
 
 
 def count_on_meta(cfg: DictConfig) -> int:
