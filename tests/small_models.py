@@ -7,6 +7,7 @@ from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, OmegaConf
 
 from dinox.config import load_config
 from dinox.modeling import DetectionTransformer, PlainViT, Swin, TimmBackbone, build_resnet
@@ -50,13 +51,24 @@ def small_overrides(config: str) -> list[str]:
     while "bottom_up" in backbone:
         key, backbone = f"{key}.bottom_up", backbone.bottom_up
     of_backbone = _SMALL_BACKBONES.get(backbone["_target_"], [])
-    return [*(f"{key}.{override}" for override in of_backbone), *_SMALL[model["_target_"]]]
+    return [*(f"{key}.{override}" for override in of_backbone), *_SMALL[model["_target_"]], *_without_counts(model)]
+
+
+def _without_counts(model: DictConfig) -> list[str]:
+    """The federated loss draws classes by counts in a dataset that is not here."""
+    counts = "criterion.class_loss.image_counts"
+    return [] if OmegaConf.select(model, counts) is None else [f"model.{counts}=null"]
+
+
+def load_small(config: str = DINO, *overrides: str) -> DictConfig:
+    """The config of a small model."""
+    return load_config(config, [*small_overrides(config), *overrides])
 
 
 def build_small(config: str = DINO, *overrides: str, seed: int = 0) -> torch.nn.Module:
     """A small model in training mode with seeded weights."""
     torch.manual_seed(seed)
-    return instantiate(load_config(config, [*small_overrides(config), *overrides]).model).train()
+    return instantiate(load_small(config, *overrides).model).train()
 
 
 def make_input(height: int, width: int, num_objects: int, *, num_classes: int = 80, seed: int = 0) -> dict:
