@@ -6,7 +6,7 @@ for them.
 
 import re
 import shlex
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,6 @@ def parts_of(model: DictConfig) -> str:
     return repr(without_strengths(OmegaConf.to_container(model, resolve=True)))
 
 
-def is_known(model: DictConfig, trained: Set[str]) -> bool:
-    """Were these parts trained before?"""
-    return parts_of(model) in trained
-
-
 def build_on_meta(model: DictConfig) -> None:
     """In full size: sizes that do not fit together are an error."""
     with torch.device("meta"):
@@ -76,7 +71,8 @@ def test_there_are_configs_and_commands():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_trains_and_detects(name):
     overrides = deep_enough(name)
-    if is_known(load_small(name, *overrides).model, TRAINED):
+    parts = parts_of(load_small(name, *overrides).model)
+    if parts in TRAINED:
         build_on_meta(load_config(name).model)
         return
     model = build_small(name, *overrides)
@@ -87,7 +83,7 @@ def test_config_trains_and_detects(name):
     assert assert_trains_one_step(model, without_objects).keys() == keys
     model.eval()
     assert all(len(x["instances"]) > 0 for x in model(inputs))
-    TRAINED.add(parts_of(load_small(name, *overrides).model))
+    TRAINED.add(parts)
 
 
 @pytest.mark.parametrize("arguments", readme_commands(), ids=" ".join)
@@ -97,13 +93,13 @@ def test_commands_of_the_readmes_build_models_that_train(arguments):
     cfg = load_config(config, overrides)
     assert cfg.train.output_dir
     overrides = [*deep_enough(config), *overrides]
-    small = load_small(config, *overrides).model
-    if is_known(small, TRAINED | TRAINED_BY_COMMAND):
+    parts = parts_of(load_small(config, *overrides).model)
+    if parts in TRAINED | TRAINED_BY_COMMAND:
         build_on_meta(cfg.model)
         return
     model = build_small(config, *overrides)
     assert_trains_one_step(model, [make_input(64, 64, 2, num_classes=cfg.dataloader.train.mapper.num_classes)])
-    TRAINED_BY_COMMAND.add(parts_of(small))
+    TRAINED_BY_COMMAND.add(parts)
 
 
 def test_models_that_differ_in_strengths_and_classes_have_the_same_parts():
