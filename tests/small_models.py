@@ -1,5 +1,6 @@
 """Any config of the zoo, small enough for a test: only overrides, so that the config's own parts are what is tested."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -44,14 +45,15 @@ _SMALL_BACKBONES = {
 }
 
 
-def small_overrides(config: str) -> list[str]:
+@functools.cache
+def small_overrides(config: str) -> tuple[str, ...]:
     """What makes the model of a config small, by its meta-architecture and its backbone."""
     model = load_config(config).model
     key, backbone = "model.backbone", model.backbone
     while "bottom_up" in backbone:
         key, backbone = f"{key}.bottom_up", backbone.bottom_up
     of_backbone = _SMALL_BACKBONES.get(backbone["_target_"], [])
-    return [*(f"{key}.{override}" for override in of_backbone), *_SMALL[model["_target_"]], *_without_counts(model)]
+    return *(f"{key}.{override}" for override in of_backbone), *_SMALL[model["_target_"]], *_without_counts(model)
 
 
 def _without_counts(model: DictConfig) -> list[str]:
