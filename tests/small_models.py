@@ -1,5 +1,6 @@
 """Any config of the zoo, small enough for a test: only overrides, so that the config's own parts are what is tested."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -7,6 +8,7 @@ from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig, OmegaConf
 
 from dinox.config import load_config
 from dinox.modeling import DetectionTransformer, PlainViT, Swin, TimmBackbone, build_resnet
@@ -43,20 +45,32 @@ _SMALL_BACKBONES = {
 }
 
 
-def small_overrides(config: str) -> list[str]:
+@functools.cache
+def small_overrides(config: str) -> tuple[str, ...]:
     """What makes the model of a config small, by its meta-architecture and its backbone."""
     model = load_config(config).model
     key, backbone = "model.backbone", model.backbone
     while "bottom_up" in backbone:
         key, backbone = f"{key}.bottom_up", backbone.bottom_up
     of_backbone = _SMALL_BACKBONES.get(backbone["_target_"], [])
-    return [*(f"{key}.{override}" for override in of_backbone), *_SMALL[model["_target_"]]]
+    return *(f"{key}.{override}" for override in of_backbone), *_SMALL[model["_target_"]], *_without_counts(model)
+
+
+def _without_counts(model: DictConfig) -> list[str]:
+    """The federated loss draws classes by counts in a dataset that is not here."""
+    counts = "criterion.class_loss.image_counts"
+    return [] if OmegaConf.select(model, counts) is None else [f"model.{counts}=null"]
+
+
+def load_small(config: str = DINO, *overrides: str) -> DictConfig:
+    """The config of a small model."""
+    return load_config(config, [*small_overrides(config), *overrides])
 
 
 def build_small(config: str = DINO, *overrides: str, seed: int = 0) -> torch.nn.Module:
     """A small model in training mode with seeded weights."""
     torch.manual_seed(seed)
-    return instantiate(load_config(config, [*small_overrides(config), *overrides]).model).train()
+    return instantiate(load_small(config, *overrides).model).train()
 
 
 def make_input(height: int, width: int, num_objects: int, *, num_classes: int = 80, seed: int = 0) -> dict:

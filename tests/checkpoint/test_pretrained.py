@@ -25,6 +25,7 @@ from tests.small_models import SMALL_TRANSFORMER, build_small
 
 SWIN_CONFIG = "dino/dino_swin_large_4scale_12ep"
 EVA_CONFIG = "dino/dino_eva02_large_4scale_12ep"
+EVA_WITHOUT_NECK = "co_detr/co_dino_eva02_large_5scale_objects365_26ep"
 CONVNEXT_CONFIG = "dino/dino_convnext_large_4scale_12ep"
 SWIN = {"embed_dim": 8, "depths": (1, 1, 2, 1), "num_heads": (1, 1, 2, 2), "window_size": 3}
 PREFIX = "backbone.bottom_up."
@@ -177,12 +178,15 @@ def compare_vit(ours, theirs, prefix):
             assert torch.equal(ours[f"{prefix}network.{name}"], tensor), name
 
 
-def test_every_tensor_of_an_eva02_file_is_where_timm_has_it(tmp_path):
-    weights = eva02()
-    ours, report = loaded(tmp_path, EVA_CONFIG, weights)
-    compare_vit(ours, weights, PREFIX + "bottom_up.")
+@pytest.mark.parametrize(
+    "config, prefix, side", [(EVA_CONFIG, PREFIX + "bottom_up.", 256), (EVA_WITHOUT_NECK, PREFIX, 512)]
+)
+def test_every_tensor_of_an_eva02_file_is_where_timm_has_it(tmp_path, config, prefix, side):
+    weights = eva02(img_size=side)
+    ours, report = loaded(tmp_path, config, weights)
+    compare_vit(ours, weights, prefix)
     assert report.is_backbone and not report.unexpected
-    assert not any(name.startswith(PREFIX + "bottom_up.") for name in report.missing)
+    assert not any(name.startswith(prefix) for name in report.missing)
 
 
 def test_patches_and_positions_of_another_pretraining_are_resized(tmp_path):

@@ -22,3 +22,5 @@ dataloader.test.dataset.names = "lvis_v1_val"
 dataloader.evaluator = L(LvisEvaluator)(
     dataset_name="${..test.dataset.names}", output_dir="${train.output_dir}/inference", max_dets_per_image=300
 )
+
+images_per_epoch = 100_170  # of the training set, those that are repeated counted once

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -18,6 +19,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dinox.layers import group_norm
 from dinox.matching import Sampled, assign_max_iou, sample_balanced
 from dinox.modeling.auxiliary.anchors import apply_deltas
 from dinox.modeling.auxiliary.region_proposals import RegionProposals
@@ -25,7 +27,11 @@ from dinox.modeling.auxiliary.targets import at_least
 from dinox.structures import BACKGROUND, HeadOutput, HeadPyramid, HeadSamples, generalized_box_iou
 from dinox.utils.precision import at_least_float32
 
-_DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
+_DELTA_STDS = (0.1, 0.1, 0.2, 0.2)  # of the box head's x, y, width and height
+
+Regression = Literal["class_specific", "class_agnostic"]
+"""A box for each class, or one for all of them."""
+
 _FINEST = 14  # strides of the finest level: boxes of fewer than twice as many are pooled from it
 _BOX_SIZE = 7  # cells of pooled features
 
@@ -41,7 +47,7 @@ class SampledBoxes:
 
 
 class FasterRCNNHead(nn.Module):
-    """Region proposals, and a box head with class-specific regression of decoded boxes.
+    """Region proposals, and a box head with regression of decoded boxes.
 
     Losses: "rpn_class", "rpn_bbox", "class" (cross-entropy) and "giou", and "mask" with a mask branch; the weights are
     Co-DETR's, before its factor for auxiliary heads. Proposals read all levels, boxes all but the last one.
@@ -52,7 +58,11 @@ class FasterRCNNHead(nn.Module):
         mask_branch: what makes it Mask R-CNN; None: boxes only.
         positive_iou: of a proposal to be positive; below it, it is background.
         num_samples, positive_fraction: boxes of an image that learn, and how many of them may be positive.
-        hidden_dims: of the box head's two linear layers.
+        num_convs: 3x3 convolutions of the box head with GroupNorm, before its linear layers; 4 with one of the latter
+            for ViT-L.
+        hidden_dims: of the box head's linear layers.
+        regression: "class_agnostic" for ViT-L.
+        delta_stds: standard deviations of the deltas of x, y, width and height; half of these for ViT-L.
         class_weight, giou_weight: both losses are divided by the number of sampled boxes.
         nms_iou, max_detections: for :meth:`detect`.
     """
@@ -67,7 +77,10 @@ class FasterRCNNHead(nn.Module):
         positive_iou: float = 0.5,
         num_samples: int = 512,
         positive_fraction: float = 0.25,
+        num_convs: int = 0,
         hidden_dims: Sequence[int] = (1024, 1024),
+        regression: Regression = "class_specific",
+        delta_stds: Sequence[float] = _DELTA_STDS,
         class_weight: float = 1.0,
         giou_weight: float = 10.0,
         nms_iou: float = 0.5,
@@ -76,11 +89,18 @@ class FasterRCNNHead(nn.Module):
         super().__init__()
         self.proposals = RegionProposals(embed_dim=embed_dim) if proposals is None else proposals
         pooled = ShapeSpec(channels=embed_dim, height=_BOX_SIZE, width=_BOX_SIZE)
-        self.box_head = FastRCNNConvFCHead(pooled, conv_dims=[], fc_dims=list(hidden_dims))
+        if regression not in get_args(Regression):
+            choices = ", ".join(map(repr, get_args(Regression)))
+            raise ValueError(f"regression must be one of {choices}, got {regression!r}")
+        self.box_head = FastRCNNConvFCHead(
+            pooled, conv_dims=[embed_dim] * num_convs, fc_dims=list(hidden_dims), conv_norm=group_norm
+        )
+        self.delta_stds = tuple(delta_stds)
         self.predictor = FastRCNNOutputLayers(
             self.box_head.output_shape,
-            box2box_transform=Box2BoxTransform(weights=tuple(1 / std for std in _DELTA_STDS)),
+            box2box_transform=Box2BoxTransform(weights=tuple(1 / std for std in self.delta_stds)),
             num_classes=num_classes,
+            cls_agnostic_bbox_reg=regression == "class_agnostic",
             test_nms_thresh=nms_iou,
             test_topk_per_image=max_detections,
         )
@@ -120,14 +140,16 @@ class FasterRCNNHead(nn.Module):
     def losses(
         self, logits: Tensor, deltas: Tensor, chosen: Sequence[SampledBoxes], instances: Sequence[Instances]
     ) -> dict[str, Tensor]:
-        """logits: (R, K + 1), the last one is background. deltas: (R, 4 K). Predicted boxes are not clipped."""
+        """logits: (R, K + 1), the last one is background. deltas: (R, 4 K), or (R, 4) if they are of any
+        class. Predicted boxes are not clipped."""
         logits, deltas = at_least_float32(logits), at_least_float32(deltas)
         labels = torch.cat([_labels(*each, self.num_classes) for each in zip(chosen, instances, strict=True)])  # (R,)
         targets = torch.cat([_target_boxes(*each) for each in zip(chosen, instances, strict=True)])  # (R, 4)
         positive = labels < self.num_classes
-        of_class = labels.clamp(max=self.num_classes - 1)[:, None, None].expand(-1, 1, 4)
-        deltas = deltas.unflatten(1, (-1, 4)).gather(1, of_class)[:, 0]  # (R, 4)
-        boxes = apply_deltas(torch.cat([each.boxes for each in chosen]).to(deltas.dtype), deltas, _DELTA_STDS)
+        deltas = deltas.unflatten(1, (-1, 4))  # (R, K or 1, 4)
+        of_class = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
+        deltas = deltas.gather(1, of_class)[:, 0]  # (R, 4)
+        boxes = apply_deltas(torch.cat([each.boxes for each in chosen]).to(deltas.dtype), deltas, self.delta_stds)
         num_boxes = at_least(1.0, logits.new_tensor(float(len(labels))))
         giou = generalized_box_iou(boxes, targets.to(boxes))
         return {

@@ -36,7 +36,7 @@ class RegionProposals(nn.Module):
         num_samples, positive_fraction: anchors of an image that learn, and how many of them may be positive.
         before_nms, after_nms: in training, how many boxes of every level go into non-maximum suppression, and how many
             of all levels are kept. tested_before_nms, tested_after_nms: in evaluation.
-        nms_iou: of non-maximum suppression, within a level.
+        nms_iou: of non-maximum suppression, within a level. tested_nms_iou: in evaluation; None: the same.
         class_weight, bbox_weight: of binary cross-entropy, and of the L1 distance of the deltas; both are divided by
             the number of sampled anchors.
     """
@@ -55,6 +55,7 @@ class RegionProposals(nn.Module):
         tested_before_nms: int = 1000,
         tested_after_nms: int = 1000,
         nms_iou: float = 0.7,
+        tested_nms_iou: float | None = None,
         class_weight: float = 1.0,
         bbox_weight: float = 1.0,
     ):
@@ -65,7 +66,7 @@ class RegionProposals(nn.Module):
         self.num_samples, self.positive_fraction = num_samples, positive_fraction
         self.before_nms = {True: before_nms, False: tested_before_nms}  # by self.training
         self.after_nms = {True: after_nms, False: tested_after_nms}
-        self.nms_iou = nms_iou
+        self.nms_iou = {True: nms_iou, False: nms_iou if tested_nms_iou is None else tested_nms_iou}
         self.class_weight, self.bbox_weight = class_weight, bbox_weight
         self.to_deltas = Box2BoxTransform(weights=_DELTA_STDS)
 
@@ -133,7 +134,7 @@ class RegionProposals(nn.Module):
             list(boxes.split(anchors.level_sizes, dim=1)),
             list(logits.float().split(anchors.level_sizes, dim=1)),
             list(pyramid.image_sizes),
-            self.nms_iou,
+            self.nms_iou[self.training],
             self.before_nms[self.training],
             self.after_nms[self.training],
             0.0,  # boxes may be of any size

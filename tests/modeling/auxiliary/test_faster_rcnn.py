@@ -135,6 +135,50 @@ def test_each_class_has_its_own_box():
     assert wrong == pytest.approx(10 * (1 - 18 / 22), rel=1e-5)
 
 
+def test_a_box_of_any_class_is_the_same_for_all():
+    head = make_head(regression="class_agnostic", delta_stds=(0.05, 0.05, 0.1, 0.1))
+    for parameter in head.predictor.parameters():
+        parameter.data.zero_()
+    head.sample = lambda assigned, generator: Sampled(torch.tensor([1]), torch.tensor([], dtype=torch.int64))
+    head.proposals.forward = lambda pyramid, instances=None: ([Boxes([[12.0, 10.0, 32.0, 30.0]])], {})
+    # dx = -0.1 sides, in units of its standard deviation 0.05.
+    head.predictor.bbox_pred.bias.data[0] = -2.0
+    for label in (2, 3):
+        losses = head(make_pyramid([(64, 96)]), [one_object([10.0, 10.0, 30.0, 30.0], label)]).losses
+        assert losses["giou"].item() == pytest.approx(0, abs=1e-5)  # float32 of numbers near 1
+    found = head.eval().detect(make_pyramid([(64, 96)]))[0].pred_boxes.tensor
+    assert len(found) and torch.allclose(found[0], torch.tensor([10.0, 10.0, 30.0, 30.0]), atol=1e-4)
+
+
+def test_a_box_head_with_convolutions_learns():
+    head = make_head(num_convs=2, hidden_dims=(8,), regression="class_agnostic")
+    names = {name for name, _ in head.box_head.named_parameters()}
+    assert names == {
+        *(f"conv{i}.{name}" for i in (1, 2) for name in ("weight", "norm.weight", "norm.bias")),
+        "fc1.weight",
+        "fc1.bias",
+    }
+    sum(head(make_pyramid(SIZES), [make_objects(size, 3) for size in SIZES]).losses.values()).backward()
+    assert all(parameter.grad.any() for parameter in head.box_head.parameters())
+
+
+def test_an_unknown_regression_is_rejected():
+    with pytest.raises(ValueError, match="regression must be one of 'class_specific', 'class_agnostic', got 'both'"):
+        make_head(regression="both")
+
+
+def test_evaluation_can_suppress_proposals_otherwise():
+    pyramid = make_pyramid(SIZES)
+
+    def count(training: bool, **options) -> int:
+        torch.manual_seed(0)
+        proposals = RegionProposals(embed_dim=EMBED_DIM, **options).train(training)
+        return sum(map(len, proposals(pyramid)[0]))
+
+    usual, few = count(True), count(False, tested_nms_iou=0.1)
+    assert count(True, tested_nms_iou=0.1) == count(False) == usual > few
+
+
 @pytest.mark.parametrize("counts", [(0, 0), (1, 0), (3, 120)], ids=str)
 @pytest.mark.parametrize("masks", [False, True], ids=["boxes", "masks"])
 def test_every_parameter_learns_from_any_number_of_objects(counts, masks):

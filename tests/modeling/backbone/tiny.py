@@ -2,7 +2,15 @@
 
 import inspect
 
-from dinox.modeling import PlainViT, SimpleFeaturePyramid, Swin, TimmBackbone, build_eva02, build_vit
+from dinox.modeling import (
+    PlainViT,
+    SimpleFeaturePyramid,
+    Swin,
+    TimmBackbone,
+    UpsampledFeaturePyramid,
+    build_eva02,
+    build_vit,
+)
 
 SWIN = {"embed_dim": 8, "depths": (1, 2, 2, 1), "num_heads": (1, 2, 2, 4), "window_size": 4, "drop_path": 0.0}
 VIT = {"embed_dim": 16, "depth": 3, "num_heads": 2, "position_grid": 3, "drop_path": 0.0}
@@ -29,6 +37,10 @@ def pyramid(bottom_up, **options):
     return SimpleFeaturePyramid(bottom_up=bottom_up(**{**WINDOWS, **options}), embed_dim=8)
 
 
+def upsampled_pyramid(bottom_up, **options):
+    return UpsampledFeaturePyramid(bottom_up=bottom_up(**WINDOWS), embed_dim=8, **options)
+
+
 BUILDERS = {
     "swin": lambda: Swin(**SWIN, out_features=("res2", "res3", "res4", "res5")),
     "swin, checkpointing": lambda: Swin(**SWIN, gradient_checkpointing=True),
@@ -37,5 +49,6 @@ BUILDERS = {
     "vit": lambda: pyramid(vit),
     "vit, checkpointing": lambda: pyramid(vit, gradient_checkpointing=True, layer_scale=0.1),
     "eva02": lambda: pyramid(eva02),
+    "eva02, upsampled": lambda: upsampled_pyramid(eva02),
     "eva02, small": lambda: pyramid(eva02, fused_qkv=True, mlp_norm=False, stage_norm="LN"),
 }

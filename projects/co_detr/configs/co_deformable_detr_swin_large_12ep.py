@@ -1,0 +1,13 @@
+"""Co-Deformable-DETR++, Swin-L, 12 epochs."""
+
+from ....configs.common.backbones.swin_large_4scale import backbone as _backbone
+from .co_deformable_detr_r50_12ep import dataloader, lr_multiplier, model, optimizer, schedule, train
+
+model.backbone = _backbone
+model.backbone.bottom_up.drop_path = 0.3
+
+optimizer.weight_decay = 0.05
+
+# As Microsoft publishes it: ImageNet-22k at 384 pixels.
+train.init_checkpoint = "./swin_large_patch4_window12_384_22k.pth"
+train.output_dir = "./output/co_deformable_detr_swin_large_12ep"
