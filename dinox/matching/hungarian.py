@@ -66,14 +66,22 @@ class HungarianMatcher:
         self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets
     ) -> Iterable[Iterable[Tensor]]:
         """By group and prediction set: (B, N, M)."""
-        if predictions[0][0].device.type == "cpu":  # one set after the other: a cache's worth is computed faster
-            for logits, boxes in predictions:
-                yield (self.cost_matrix(logits[a, None], boxes[a, None], targets)[0] for a in range(len(logits)))
-        else:
-            matrices = [self.cost_matrix(logits, boxes, targets) for logits, boxes in predictions]
-            flat = torch.cat([m.flatten() for m in matrices]).cpu()
-            for piece, matrix in zip(flat.split([m.numel() for m in matrices]), matrices, strict=True):
-                yield piece.view(matrix.shape)
+        if predictions[0][0].device.type == "cpu":
+            return self._costs_set_by_set(predictions, targets)
+        return self._costs_in_one_copy(predictions, targets)
+
+    def _costs_set_by_set(
+        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets
+    ) -> Iterable[Iterable[Tensor]]:
+        """A cache's worth is computed faster, and is solved while the next one is computed."""
+        for logits, boxes in predictions:
+            yield (self.cost_matrix(logits[a, None], boxes[a, None], targets)[0] for a in range(len(logits)))
+
+    def _costs_in_one_copy(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[Tensor]:
+        matrices = [self.cost_matrix(logits, boxes, targets) for logits, boxes in predictions]
+        flat = torch.cat([m.flatten() for m in matrices]).cpu()
+        sizes = [m.numel() for m in matrices]
+        return [piece.view(m.shape) for piece, m in zip(flat.split(sizes), matrices, strict=True)]
 
     def _explain_non_finite(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> str:
         for group, (logits, boxes) in enumerate(predictions):
