@@ -168,7 +168,7 @@ def _row_name(row: SpeedRow, rows: Sequence[SpeedRow], shared: Sequence[str]) ->
 def bench_matching(args: argparse.Namespace) -> None:
     check_json_target(args.json_file)
     numbers = {name: getattr(args, name) for name in ("prediction_sets", "images", "objects", "queries", "rounds")}
-    for name, value in {**numbers, "threads": args.threads or 1}.items():
+    for name, value in {**numbers, "threads": 1 if args.threads is None else args.threads}.items():
         if value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     if args.threads is not None:

@@ -77,7 +77,7 @@ def note(name: str, waits: list[str]) -> None:
 def make_trainer(config: str, device: str = "cpu") -> Trainer:
     model = build_small(config).to(device)
     inputs = [make_input(64, 96, 3), make_input(64, 96, 0, seed=1)]
-    optimizer = ClippedAdamW(model.parameters(), lr=1e-4, fused=False)
+    optimizer = ClippedAdamW(model.parameters(), lr=1e-4)
     trainer = Trainer(model=model, data_loader=[inputs] * 3, optimizer=optimizer, device=device)
     trainer.iter, trainer.storage = 0, EventStorage()
     return trainer

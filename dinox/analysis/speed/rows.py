@@ -72,7 +72,7 @@ class Workload:
 
     def __post_init__(self):
         numbers = {"size": min(self.size or [1]), "batch_size": self.batch_size, "steps": self.steps}
-        for name, value in {**numbers, "threads": self.threads or 1}.items():
+        for name, value in {**numbers, "threads": 1 if self.threads is None else self.threads}.items():
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         for name, value in (("objects", self.objects), ("warmup", self.warmup)):
