@@ -25,7 +25,7 @@ METHODS = {torch.Tensor.tolist: "tolist", torch.Tensor.cpu: "cpu", torch.Tensor.
 EXCEPT_IN = {
     "_check_ground_truth",  # looks at the ground truth as the data loader gives it
     "from_instances",  # and computes with it, before it is moved
-    "_padded_pyramid",  # has the images' sizes from their shapes
+    "padded_pyramid",  # has the images' sizes from their shapes
     "_get_total_norm",  # moves gradients' norms to the device that they are on, as does the next
     "_clip_grads_with_norm_",
 }

@@ -6,7 +6,6 @@ from typing import Literal, get_args
 from detectron2.modeling.backbone import BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BottleneckBlock
 
-from dinox.modeling.backbone.frozen_norm import join_frozen_norms
 from dinox.utils.suggest import did_you_mean
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -77,9 +76,7 @@ def build_resnet(
         )
         in_channels = out_channels
     stem = BasicStem(in_channels=3, out_channels=width, norm=norm)
-    network = ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
-    join_frozen_norms(network)  # after freezing, which makes norms frozen ones
-    return network
+    return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
 
 
 def _block(depth: int, inner: int, norm: str) -> tuple[int, type, dict]:
