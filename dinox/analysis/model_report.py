@@ -67,7 +67,7 @@ def analyze_model(
     detection = training = None
     if timing:
         detection = profile_phases(model, inputs, repetitions=repetitions)
-        optimizer = _build_optimizer(cfg, model)
+        optimizer = build_optimizer(cfg, model)
         training = profile_phases(model, inputs, optimizer=optimizer, precision=precision, repetitions=repetitions)
     return ModelReport(
         size=size,
@@ -103,7 +103,7 @@ def _precision(cfg: DictConfig) -> str:
     return OmegaConf.select(cfg, "train.amp.dtype") or "bf16" if enabled else "fp32"
 
 
-def _build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     if "optimizer" not in cfg:
         return torch.optim.AdamW(model.parameters())
     optimizer = cfg.optimizer.copy()

@@ -2,7 +2,9 @@
 
 Phases are the model's parts, by name, and
 
-* ``preprocessing``: what the model does before its first part (normalisation, padding, targets); loading data is none
+* ``data``: waiting for the next batch, where it comes from a loader
+* ``preprocessing``: what the model does before its first part (normalisation, padding, targets)
+* ``matching``: the criterion's matcher, in training
 * ``between the parts``: what the model does itself
 * ``postprocessing``: from predictions to ``Instances``, in detection
 * ``backward``, and ``optimizer step``, which includes clipping and the check that losses are finite
@@ -13,7 +15,8 @@ too, and a step that nobody watches is a little faster.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -25,8 +28,9 @@ from tqdm import tqdm
 
 from dinox.analysis.modes import in_mode
 from dinox.analysis.parts import BETWEEN, watch_parts
-from dinox.engine.trainer import Trainer
+from dinox.engine.trainer import AUTOCAST_DTYPES, Trainer
 
+DATA, MATCHING = "data", "matching"
 PREPROCESSING, POSTPROCESSING = "preprocessing", "postprocessing"
 BACKWARD, OPTIMIZER_STEP = "backward", "optimizer step"
 
@@ -60,26 +64,37 @@ class PhaseTimes:
 
 def profile_phases(
     model: nn.Module,
-    inputs: list[dict],
+    inputs: list[dict] | None = None,
     *,
+    loader: Iterable[list[dict]] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     precision: str = "fp32",
     repetitions: Repetitions = DEFAULT_REPETITIONS,
 ) -> PhaseTimes:
-    """Time detection on ``inputs``, or with an optimizer whole training steps, which change the model's weights.
+    """Time detection, or with an optimizer whole training steps, which change the model's weights.
 
     Args:
         model: on the device to measure.
-        inputs: one batch; in training with ``instances``.
-        precision: of training: "fp32", "bf16" or "fp16". Detection is in fp32, as in evaluation.
+        inputs: one batch for all runs; in training with ``instances``.
+        loader: of the runs' batches, instead of ``inputs``; begun again at its end.
+        precision: "fp32", "bf16" or "fp16"; evaluation of a training run is in fp32.
+
+    Raises ValueError unless there is one of ``inputs`` and ``loader``.
     """
+    if (inputs is None) == (loader is None):
+        raise ValueError("expected either inputs or a loader, got " + ("none" if loader is None else "both"))
     watch = _Watch(next(model.parameters()).device)
+    batches = repeat(inputs) if loader is None else _watched_batches(loader, watch)
     if optimizer is None:
-        with in_mode(model, training=False), watch_parts(model, watch.switch), torch.no_grad():
-            return _repeat(lambda: model(inputs), watch, repetitions, name="detection", last_gap=POSTPROCESSING)
-    with in_mode(model, training=True), watch_parts(model, watch.switch_in_forward), EventStorage() as storage:
+        return _profile_detection(model, iter(batches), watch, precision, repetitions)
+    with (
+        in_mode(model, training=True),
+        watch_parts(model, watch.switch_in_forward),
+        _watched_matcher(model, watch),
+        EventStorage() as storage,
+    ):
         trainer = Trainer(
-            model=model, data_loader=repeat(inputs), optimizer=optimizer, device=watch.device, precision=precision
+            model=model, data_loader=batches, optimizer=optimizer, device=watch.device, precision=precision
         )
         trainer.iter, trainer.storage = 0, storage
         trainer.register_hooks([_AfterBackward(watch)])
@@ -88,6 +103,54 @@ def profile_phases(
             return _repeat(trainer.run_step, watch, repetitions, name="training step", last_gap=BETWEEN)
         finally:
             end_of_forward.remove()
+
+
+def _profile_detection(
+    model: nn.Module, batches: Iterator[list[dict]], watch: "_Watch", precision: str, repetitions: Repetitions
+) -> PhaseTimes:
+    dtype = AUTOCAST_DTYPES[precision]
+    with (
+        in_mode(model, training=False),
+        watch_parts(model, watch.switch),
+        torch.no_grad(),
+        torch.autocast(watch.device.type, dtype=dtype, enabled=dtype is not None),
+    ):
+        return _repeat(lambda: model(next(batches)), watch, repetitions, name="detection", last_gap=POSTPROCESSING)
+
+
+def _watched_batches(loader: Iterable[list[dict]], watch: "_Watch") -> Iterator[list[dict]]:
+    batch = None
+    while True:
+        watch.switch(DATA)
+        for batch in loader:
+            watch.switch(None)
+            yield batch
+            watch.switch(DATA)
+        if batch is None:
+            raise ValueError("the loader has no batches")
+
+
+@contextmanager
+def _watched_matcher(model: nn.Module, watch: "_Watch") -> Iterator[None]:
+    """The matcher is no module that could have hooks."""
+    criterion = getattr(model, "criterion", None)
+    matcher = getattr(criterion, "matcher", None)
+    if matcher is None:
+        yield
+        return
+
+    def watched(*args, **kwargs):
+        watch.switch(MATCHING)
+        try:
+            return matcher(*args, **kwargs)
+        finally:
+            watch.switch("criterion")
+
+    criterion.matcher = watched
+    try:
+        yield
+    finally:
+        criterion.matcher = matcher
 
 
 class _AfterBackward(HookBase):
@@ -163,10 +226,12 @@ def _until_budget(fewest: int, most: int, budget: float, description: str) -> It
 
 def _by_phase(laps: list[tuple[str | None, float]], last_gap: str) -> dict[str, float]:
     """Seconds by phase; the laps outside of the parts get their names by their place."""
-    gaps = [i for i, (phase, _) in enumerate(laps) if phase is None]
+    names = [phase for phase, _ in laps]
+    first = next((i for i, phase in enumerate(names) if phase not in (None, DATA)), len(laps))
+    last = max((i for i, phase in enumerate(names) if phase is None), default=0)
     seconds: dict[str, float] = {}
     for i, (phase, lap) in enumerate(laps):
         if phase is None:
-            phase = PREPROCESSING if i == 0 else last_gap if i == gaps[-1] else BETWEEN
+            phase = PREPROCESSING if i < first else last_gap if i == last else BETWEEN
         seconds[phase] = seconds.get(phase, 0.0) + lap
     return seconds

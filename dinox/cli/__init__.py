@@ -12,7 +12,7 @@ COMMANDS = {
     "eval": "evaluate a checkpoint with the COCO metrics",
     "predict": "detect objects in images, folders and videos",
     "analyze": "count and time a detector's parts, or draw the curves of runs",
-    "bench": "time the deformable-attention operator beside other implementations of it",
+    "bench": "time training steps, detection, matching, and the deformable-attention operator",
     "convert": "turn checkpoints of other implementations into dinox's, and back",
     "export": "write a detector as ONNX or as a torch.export program",
     "demo": "train a small DINO on a synthetic dataset, evaluate it and draw its detections",

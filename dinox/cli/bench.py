@@ -7,6 +7,14 @@ import torch
 
 from dinox.analysis.operators import CASES, Measurement, OperatorReport, benchmark_operator
 from dinox.cli.arguments import add_common_arguments
+from dinox.cli.bench_speed import (
+    MATCHING,
+    TASKS,
+    add_matching_speed_arguments,
+    add_speed_arguments,
+    bench_matching,
+    bench_speed,
+)
 from dinox.cli.running import check_json_target, guarded
 from dinox.ops import why_reference
 from dinox.utils.json_files import write_json
@@ -27,10 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     op.add_argument("--uniform", action="store_true", help="also locations anywhere in the image, not near the queries")
     op.add_argument("--rounds", type=int, metavar="N", help="runs of each; default: 9 on the CPU, 100 on a GPU")
     add_common_arguments(op)
+    for task, text in TASKS.items():
+        add_speed_arguments(benchmarks.add_parser(task, help=text, description=f"{text[0].upper()}{text[1:]}."))
+    text = f"{MATCHING[0].upper()}{MATCHING[1:]}."
+    add_matching_speed_arguments(benchmarks.add_parser("matching", help=MATCHING, description=text))
 
 
 def run(args: argparse.Namespace) -> int:
-    return guarded(lambda: _bench_op(args), debug=args.debug)
+    work = {"op": _bench_op, "matching": bench_matching}.get(args.benchmark, bench_speed)
+    return guarded(lambda: work(args), debug=args.debug)
 
 
 def _bench_op(args: argparse.Namespace) -> None:

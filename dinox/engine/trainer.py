@@ -152,7 +152,7 @@ def _check_same_settings(configured: list[dict], saved: list[dict]) -> None:
 def _gather(scalars: Mapping[str, Tensor], data_time: float) -> list[dict[str, float]]:
     """The values of all ranks, on all ranks: one small tensor, one collective, one copy to the host."""
     packed = torch.stack([value.float().reshape(()) for value in scalars.values()])
-    packed = torch.cat([packed, packed.new_tensor([data_time])])
+    packed = torch.cat([packed, packed.new_full((1,), data_time)])  # a copy from the host would wait for the device
     gathered = [packed]
     if comm.get_world_size() > 1:
         gathered = [torch.empty_like(packed) for _ in range(comm.get_world_size())]

@@ -1,5 +1,6 @@
 """Position-wise networks."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -23,7 +24,7 @@ class MLP(nn.Module):
 
 
 Activation = Literal["relu", "prelu"]
-_ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU}
+_ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "prelu": nn.PReLU}  # in place: the hidden layer is the largest
 
 
 class FeedForward(nn.Module):

@@ -5,6 +5,7 @@ Every cost is called as ``cost(logits, boxes, targets)`` with logits (A, B, N, K
 cxcywh, and returns (A, B, N, M), its weight included.
 """
 
+import torch
 from torch import Tensor
 
 from dinox.structures import Targets, cxcywh_to_xyxy, generalized_box_iou
@@ -14,9 +15,11 @@ _LOG_EPS = 1e-8
 
 def focal_cost(probability: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss of calling a class present, less that of calling it absent; elementwise (Deformable DETR's code)."""
-    present = alpha * (1 - probability) ** gamma * -(probability + _LOG_EPS).log()
-    absent = (1 - alpha) * probability**gamma * -(1 - probability + _LOG_EPS).log()
-    return present - absent
+    # In place: costs are large enough that fresh memory for every step would take longer than the steps.
+    complement = 1 - probability
+    present = (complement**gamma).mul_(alpha).mul_((probability + _LOG_EPS).log_().neg_())
+    absent = (probability**gamma).mul_(1 - alpha).mul_(complement.add_(_LOG_EPS).log_().neg_())
+    return present.sub_(absent)
 
 
 def at_target_labels(values: Tensor, targets: Targets) -> Tensor:
@@ -32,8 +35,8 @@ class FocalCost:
         self.weight, self.alpha, self.gamma = weight, alpha, gamma
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        probability = at_target_labels(logits, targets).sigmoid()
-        return self.weight * focal_cost(probability, alpha=self.alpha, gamma=self.gamma)
+        probability = at_target_labels(logits, targets).sigmoid_()
+        return focal_cost(probability, alpha=self.alpha, gamma=self.gamma).mul_(self.weight)
 
 
 class SoftmaxCost:
@@ -53,8 +56,8 @@ class L1Cost:
         self.weight = weight
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        difference = boxes[..., None, :] - targets.boxes[:, None].to(boxes)  # (A, B, N, M, 4)
-        return self.weight * difference.abs().sum(-1)
+        wanted = targets.boxes.to(boxes).expand(len(boxes), -1, -1, -1)  # (A, B, M, 4)
+        return self.weight * torch.cdist(boxes, wanted, p=1)
 
 
 class GIoUCost:

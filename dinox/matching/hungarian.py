@@ -3,14 +3,14 @@
 Legend: A prediction sets, B images, N queries, K classes, M targets.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from dinox.structures import BACKGROUND, Targets
+from dinox.matching.assignment import solve_assignments
+from dinox.structures import Targets
 from dinox.utils.precision import at_least_float32
 
 Cost = Callable[[Tensor, Tensor, Targets], Tensor]
@@ -38,36 +38,50 @@ class HungarianMatcher:
         several times (H-DETR) is matched as often; repeated here are only the columns of the cost matrix.
 
         Returns, per group, target_index (A, B, N) int64 on the device of the logits: the matched target, -1 =
-        background. All cost matrices travel to the host in one copy, all results back in another.
+        background. All cost matrices travel to the host in one copy, the only time that it waits for the device, and
+        all results back in another. Matrices are solved in threads; on the CPU, while the next ones are computed.
 
         Raises:
             ValueError: a cost is NaN or infinite; names the term, the prediction set and the image.
         """
-        matrices = [self.cost_matrix(logits, boxes, targets) for logits, boxes in predictions]
-        on_host = _through_one_tensor(matrices, torch.device("cpu"))
-        repeats = repeats or [1] * len(on_host)
-        matches = [self._solve(m, targets.counts, times) for m, times in zip(on_host, repeats, strict=True)]
-        if any(m is None for m in matches):
+        repeats = repeats or [1] * len(predictions)
+        groups = zip(self._costs_on_host(predictions, targets), repeats, strict=True)
+        found = solve_assignments(
+            (matrix[b, :, :count].numpy(), times)
+            for matrices, times in groups
+            for matrix in matrices
+            for b, count in enumerate(targets.counts)
+        )
+        if any(target_index is None for target_index in found):
             raise ValueError(self._explain_non_finite(predictions, targets))
-        return _through_one_tensor(matches, predictions[0][0].device)
+        shapes = [logits.shape[:3] for logits, _ in predictions]
+        return _on_device(found, shapes, predictions[0][0].device)
 
     def cost_matrix(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """(A, B, N, M) total cost."""
         logits, boxes = at_least_float32(logits), at_least_float32(boxes)
-        return torch.stack([cost(logits, boxes, targets) for cost in self.costs.values()]).sum(0)
+        return sum(cost(logits, boxes, targets) for cost in self.costs.values())
 
-    @staticmethod
-    def _solve(cost: Tensor, counts: Sequence[int], repeats: int = 1) -> Tensor | None:
-        """cost: (A, B, N, M) on the host -> target_index (A, B, N), or None where a cost is not finite."""
-        target_index = torch.full(cost.shape[:3], BACKGROUND, dtype=torch.int64)
-        for b, count in enumerate(counts):
-            matrices = cost[:, b, :, :count]  # (A, N, count)
-            if not torch.isfinite(matrices).all():
-                return None
-            for a, matrix in enumerate(matrices.numpy()):
-                queries, columns = linear_sum_assignment(np.tile(matrix, repeats))
-                target_index[a, b, torch.from_numpy(queries)] = torch.from_numpy(columns % max(count, 1))
-        return target_index
+    def _costs_on_host(
+        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets
+    ) -> Iterable[Iterable[Tensor]]:
+        """By group and prediction set: (B, N, M)."""
+        if predictions[0][0].device.type == "cpu":
+            return self._costs_set_by_set(predictions, targets)
+        return self._costs_in_one_copy(predictions, targets)
+
+    def _costs_set_by_set(
+        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets
+    ) -> Iterable[Iterable[Tensor]]:
+        """A cache's worth is computed faster, and is solved while the next one is computed."""
+        for logits, boxes in predictions:
+            yield (self.cost_matrix(logits[a, None], boxes[a, None], targets)[0] for a in range(len(logits)))
+
+    def _costs_in_one_copy(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[Tensor]:
+        matrices = [self.cost_matrix(logits, boxes, targets) for logits, boxes in predictions]
+        flat = torch.cat([m.flatten() for m in matrices]).cpu()
+        sizes = [m.numel() for m in matrices]
+        return [piece.view(m.shape) for piece, m in zip(flat.split(sizes), matrices, strict=True)]
 
     def _explain_non_finite(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> str:
         for group, (logits, boxes) in enumerate(predictions):
@@ -89,7 +103,10 @@ class HungarianMatcher:
         return [(name, cost(logits, boxes, targets)) for name, cost in self.costs.items()]
 
 
-def _through_one_tensor(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Move tensors to ``device`` in a single copy."""
-    flat = torch.cat([t.flatten() for t in tensors]).to(device)
-    return [piece.view(t.shape) for piece, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+def _on_device(
+    target_index: Sequence[np.ndarray], shapes: Sequence[tuple[int, int, int]], device: torch.device
+) -> list[Tensor]:
+    """(N,) of every group, prediction set and image -> (A, B, N) of every group, moved in a single copy."""
+    flat = torch.from_numpy(np.concatenate(target_index)).to(device, non_blocking=True)
+    sizes = [images * sets * queries for sets, images, queries in shapes]
+    return [piece.view(shape) for piece, shape in zip(flat.split(sizes), shapes, strict=True)]

@@ -78,7 +78,8 @@ class Targets:
             boxes.append(xyxy_to_cxcywh(xyxy / image_size_as_box(each.image_size, xyxy)))
             labels.append(each.gt_classes.long())
         targets = cls.from_lists(labels, boxes)
-        return cls(targets.labels.to(device), targets.boxes.to(device), targets.valid.to(device), targets.counts)
+        moved = [each.to(device, non_blocking=True) for each in (targets.labels, targets.boxes, targets.valid)]
+        return cls(*moved, targets.counts)
 
 
 def _check_ground_truth(instances: Instances, num_classes: int, name: str) -> None:

@@ -69,10 +69,36 @@ def test_phases_of_a_training_step():
     model = build_small()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     times = profile_phases(model, INPUTS, optimizer=optimizer, repetitions=QUICK)
-    others = {"preprocessing", "criterion", "between the parts", "backward", "optimizer step"}
+    others = {"preprocessing", "matching", "criterion", "between the parts", "backward", "optimizer step"}
     assert PARTS | others == times.seconds.keys()
     assert list(times.seconds)[-2:] == ["backward", "optimizer step"]
     assert all(seconds > 0 for seconds in times.seconds.values())
+
+
+def test_waiting_for_a_loader_is_a_phase_and_a_short_one_begins_again(clock):
+    class Loader:
+        def __iter__(self):
+            clock.advance(7)
+            yield INPUTS
+
+    times = profile_phases(Waiting(clock), loader=Loader(), repetitions=QUICK)
+    assert (times.seconds["data"], times.seconds["preprocessing"]) == (7, 2)
+    assert times.total == 6.75 + 7
+
+
+def test_one_of_inputs_and_loader_is_needed():
+    for neither_or_both in ({}, {"inputs": INPUTS, "loader": [INPUTS]}):
+        with pytest.raises(ValueError, match="either inputs or a loader"):
+            profile_phases(nn.Linear(1, 1), **neither_or_both)
+    with pytest.raises(ValueError, match="no batches"):
+        profile_phases(nn.Linear(1, 1), loader=[], repetitions=QUICK)
+
+
+def test_the_matcher_is_left_as_it_was():
+    model = build_small()
+    matcher = model.criterion.matcher
+    profile_phases(model, INPUTS, optimizer=torch.optim.SGD(model.parameters(), lr=1e-3), repetitions=QUICK)
+    assert model.criterion.matcher is matcher
 
 
 def test_phases_add_up_to_one_run():

@@ -200,3 +200,19 @@ def test_tables_of_positions_can_go_without_weight_decay():
 def test_layer_decay_needs_a_backbone_that_knows_its_layers():
     with pytest.raises(ValueError, match="layer_decay: Conv2d does not say which layer a parameter is of"):
         get_optimizer_params(Model(Wrapper()), lr=1.0, layer_decay=0.8)
+
+
+@pytest.mark.parametrize(("fused", "expected"), [(None, True), (False, False)])
+def test_on_the_cpu_steps_are_fused_unless_that_is_off(fused, expected):
+    optimizer = ClippedAdamW([nn.Parameter(torch.ones(2))], fused=fused)
+    assert all(bool(group["fused"]) == expected for group in optimizer.param_groups)
+
+
+def test_fused_steps_are_those_of_the_formula():
+    """One step of AdamW by hand: decay, then lr in the direction of the gradient's sign, as both moments are of one
+    gradient. Tolerance: eps beside a gradient of 0.5, and float32."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    weight.grad = torch.tensor([0.5, -0.5])
+    ClippedAdamW([weight], lr=0.1, weight_decay=0.1, max_grad_norm=None).step()
+    expected = torch.tensor([1.0, -2.0]) * (1 - 0.1 * 0.1) - 0.1 * torch.tensor([1.0, -1.0])
+    assert torch.allclose(weight.data, expected, atol=1e-6)

@@ -234,7 +234,9 @@ class DetectionTransformer(nn.Module):
             if x["image"].dim() != 3 or len(x["image"]) != channels:
                 got = tuple(x["image"].shape)
                 raise ValueError(f"{name}: expected an image of shape ({channels}, height, width), got {got}")
-        return [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        return [
+            (x["image"].to(self.device, non_blocking=True) - self.pixel_mean) / self.pixel_std for x in batched_inputs
+        ]
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
         names = _names(batched_inputs)

@@ -1,0 +1,14 @@
+"""How fast detectors train and detect, one config beside another."""
+
+from dinox.analysis.speed.matching import MatchingSpeed, benchmark_matching
+from dinox.analysis.speed.rows import SpeedRow, Workload, measure_speed, measure_speed_apart, phase_columns
+
+__all__ = [
+    "MatchingSpeed",
+    "SpeedRow",
+    "Workload",
+    "benchmark_matching",
+    "measure_speed",
+    "measure_speed_apart",
+    "phase_columns",
+]
