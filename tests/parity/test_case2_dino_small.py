@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dinox.modeling.meta_arch.pyramids import padded_pyramid
 from dinox.structures import PredictionSet
 
 from .golden import load_json, load_npz
@@ -77,7 +78,7 @@ def test_neck_maps_of_a_padded_batch(model, inputs):
     recorded = load_npz(CASE, "train_batch")
     model.train()
     with torch.no_grad():
-        pyramid = model._padded_pyramid(model.preprocess_image(inputs))
+        pyramid = padded_pyramid(model.backbone, model.preprocess_image(inputs))
     for level, ours in enumerate(pyramid.maps):
         assert_close(ours, recorded[f"neck_{level}"])
 
