@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dinox.data.errors import DataError
 from dinox.data.masks import CROWD_REGION, count_pixels, tight_boxes
+from dinox.utils.ranges import check_range, check_whole
 
 MAX_PASTED = 100
 BOX_MOVED = 10.0
@@ -106,8 +107,9 @@ class CopyPaste:
     ) -> None:
         if masks not in ("drop", "keep"):
             raise DataError(f"dataloader.train.copy_paste.masks: expected 'drop' or 'keep', got {masks!r}")
-        if max_pasted < 0 or seed < 0:
-            raise DataError(f"dataloader.train.copy_paste: max_pasted={max_pasted}, seed={seed}: expected none below 0")
+        for name, value in (("max_pasted", max_pasted), ("mask_left", mask_left), ("seed", seed)):
+            check_whole(f"dataloader.train.copy_paste.{name}", value, 0)
+        check_range("dataloader.train.copy_paste.box_moved", box_moved, 0)
         self.max_pasted, self.box_moved, self.mask_left = max_pasted, box_moved, mask_left
         self.masks, self.seed = masks, seed
 

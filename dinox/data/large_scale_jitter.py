@@ -7,9 +7,13 @@ The square is what the model takes for the image. Its padding has the colour 114
 the attention, and boxes are normalised by the square's side, as in Co-DETR's code ("with_attn_mask" is False there).
 """
 
+import math
+
 import detectron2.data.transforms as T
 import numpy as np
 from fvcore.transforms.transform import CropTransform, PadTransform
+
+from dinox.utils.ranges import check_range, check_whole, is_number
 
 JITTER_SCALES = (0.1, 2.0)
 PAD_VALUE = 114
@@ -41,8 +45,9 @@ class CropAndPad(T.Augmentation):
     def __init__(self, *, height: int, width: int, pad_value: float = PAD_VALUE) -> None:
         super().__init__()
         self._init(locals())
-        if min(height, width) < 1:
-            raise ValueError(f"height, width: expected at least 1 pixel, got {height} x {width}")
+        check_whole("height", height, 1)
+        check_whole("width", width, 1)
+        check_range("pad_value", pad_value, 0, 255)
 
     def get_transform(self, image: np.ndarray) -> T.TransformList:
         h, w = image.shape[:2]
@@ -76,8 +81,10 @@ def large_scale_jitter(
         pad_value: of the padding, in all channels.
         flip_probability: of the horizontal flip.
     """
-    if not 0 < min_scale <= max_scale:
-        raise ValueError(f"min_scale, max_scale: expected 0 < min_scale <= max_scale, got {min_scale} and {max_scale}")
+    check_whole("size", size, 1)
+    check_range("flip_probability", flip_probability, 0, 1)
+    if not (is_number(min_scale) and is_number(max_scale) and 0 < min_scale <= max_scale < math.inf):
+        raise ValueError(f"min_scale, max_scale: expected 0 < min_scale <= max_scale, got {min_scale!r} and {max_scale!r}")
     return [
         T.RandomFlip(prob=flip_probability),
         ResizeScale(min_scale, max_scale, size, size),
@@ -87,6 +94,7 @@ def large_scale_jitter(
 
 def resize_and_pad(*, size: int = 1024, pad_value: float = PAD_VALUE) -> list[T.Augmentation]:
     """What evaluation does after training with large-scale jitter: fit the image into the square, and pad it."""
+    check_whole("size", size, 1)
     return [ResizeScale(1.0, 1.0, size, size), CropAndPad(height=size, width=size, pad_value=pad_value)]
 
 

@@ -20,7 +20,7 @@ class RepeatFactorSampling:
     """
 
     def __init__(self, *, threshold: float = REPEAT_THRESHOLD, seed: int | None = None) -> None:
-        if not 0 <= threshold <= 1:
+        if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold: expected a share of the images from 0 to 1, got {threshold!r}")
         self.threshold, self.seed = threshold, seed
 

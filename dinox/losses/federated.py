@@ -4,16 +4,20 @@ Legend: A prediction sets of one group (decoder layers), B images, N queries, K 
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from dinox.losses.softmax import SoftmaxLoss
 from dinox.structures import MatchedPredictions
+from dinox.utils.ranges import check_range, check_whole, is_number
 
 NUM_CLASSES_DRAWN = 50
 FREQUENCY_POWER = 0.5
+MAX_POWER = 10
+"""Counts to a greater power would soon be infinite."""
 
 DrawClasses = Callable[[Tensor, Tensor, int, torch.Generator | None], Tensor]
 
@@ -47,7 +51,7 @@ class FederatedLoss:
         image_counts: in how many images every class is, by class index, or a function that says it, which is called
             when the loss is first needed. None: all classes are drawn alike.
         num_classes_drawn: with those that are present, which are taken even if they are more.
-        power: classes are drawn in proportion to ``image_counts ** power``.
+        power: classes are drawn in proportion to ``image_counts ** power``; from 0 to 10.
         draw: see ``draw_classes``.
         generator: on the CPU; None: torch's own.
     """
@@ -62,8 +66,10 @@ class FederatedLoss:
         draw: DrawClasses = draw_classes,
         generator: torch.Generator | None = None,
     ):
-        if num_classes_drawn < 1:
-            raise ValueError(f"num_classes_drawn: expected at least 1, got {num_classes_drawn}")
+        check_whole("num_classes_drawn", num_classes_drawn, 1)
+        check_range("power", power, 0, MAX_POWER)
+        if image_counts is not None and not callable(image_counts):
+            check_counts(image_counts)
         self.loss, self.image_counts = loss, image_counts
         self.num_classes_drawn, self.power = num_classes_drawn, power
         self.draw, self.generator = draw, generator
@@ -88,6 +94,7 @@ class FederatedLoss:
         if self._weights is None:
             counts = self.image_counts() if callable(self.image_counts) else self.image_counts
             counts = [1] * num_classes if counts is None else list(counts)
+            check_counts(counts)
             self._weights = torch.tensor(counts, dtype=torch.float64) ** self.power
         if len(self._weights) != num_classes:
             raise ValueError(
@@ -95,6 +102,20 @@ class FederatedLoss:
                 f"{len(self._weights)}. Give the counts of the dataset that is trained on, and a loss of sigmoids."
             )
         return self._weights
+
+
+def check_counts(counts: Sequence[int]) -> None:
+    """Raises ValueError unless all are finite numbers of at least 0, and one of them is more."""
+    if isinstance(counts, str) or not isinstance(counts, Iterable):
+        raise ValueError(f"image_counts: expected a number for each class, got {counts!r}")
+    for index, count in enumerate(counts):
+        if not is_number(count) or not 0 <= count < math.inf:
+            raise ValueError(f"image_counts: expected numbers of images, 0 or more, got {count!r} for class {index}")
+    if not any(counts):
+        raise ValueError(
+            f"image_counts: expected an image for at least one of {len(counts)} classes, got none. Count the classes "
+            "of the dataset that is trained on, or set image_counts=null to draw all alike."
+        )
 
 
 def of_classes(matched: MatchedPredictions, classes: Tensor) -> MatchedPredictions:

@@ -33,6 +33,23 @@ def allowed_globals(types: Sequence[type]) -> Iterator[None]:
         yield
 
 
+_NUMPY_ALIASES = {"float": float, "int": int, "bool": bool, "object": object, "str": str, "complex": complex}
+"""Names of Python's own types that numpy 1.24 removed; some came back with another meaning, which stay as they are."""
+
+
+@contextmanager
+def removed_numpy_names() -> Iterator[None]:
+    """Inside the block numpy has the aliases of Python's types that 1.24 removed, which lvis 0.5.3 still uses."""
+    missing = [name for name in _NUMPY_ALIASES if name not in vars(numpy)]
+    for name in missing:
+        setattr(numpy, name, _NUMPY_ALIASES[name])
+    try:
+        yield
+    finally:
+        for name in missing:
+            delattr(numpy, name)
+
+
 # ---------------------------------------------------------------------------------- detectron2: can it be used at all?
 
 _NEEDED = ("checkpoint", "config", "data", "engine", "evaluation", "layers", "modeling", "solver", "structures")

@@ -2,7 +2,8 @@
 
 Its annotations are federated: of an image they are complete for some classes only. FederatedLoss learns from few of the
 others, and LVIS's evaluator counts none of them. A model for it has num_classes=1203 and 1000 detections of an image
-(model.num_classes=1203 model.postprocess.num_detections=1000), of which the evaluator counts the best 300.
+(model.num_classes=1203 model.postprocess.num_detections=1000), of which the evaluator counts the best 300. Where NMS
+comes behind a ranking, that has to give as many: model.postprocess.ranking.num_detections=1000 besides.
 """
 
 from detectron2.config import LazyCall as L

@@ -9,6 +9,7 @@ Legend: M ranked detections of an image.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from dinox.structures import RawPredictions, box_iou
+from dinox.utils.ranges import check_whole
+
+logger = logging.getLogger(__name__)
 
 
 class _Suppression:
@@ -69,7 +73,7 @@ class ClassSoftNMS(_Suppression):
 
     From the best detection on, the scores of all others of its class whose IoU with it is above ``iou_threshold`` are
     multiplied by 1 - IoU; the best of these is next. Then scores below ``min_score`` are left out, and the best
-    ``num_detections`` are kept.
+    ``num_detections`` are kept; that the ranking gives fewer is logged as a warning.
     """
 
     def __init__(
@@ -81,8 +85,16 @@ class ClassSoftNMS(_Suppression):
         num_detections: int = 300,
     ):
         super().__init__(ranking=ranking, iou_threshold=iou_threshold)
-        if isinstance(num_detections, bool) or not isinstance(num_detections, int) or num_detections < 1:
-            raise ValueError(f"num_detections: expected a whole number of at least 1, got {num_detections!r}")
+        check_whole("num_detections", num_detections, 1)
+        ranked = getattr(ranking, "num_detections", num_detections)
+        if ranked < num_detections:
+            # No error: a config with fewer queries by an override is good, and all of its ranked pairs are kept.
+            logger.warning(
+                "num_detections: %d are asked for, but the ranking gives no more than %d. For more, set "
+                "model.postprocess.ranking.num_detections too.",
+                num_detections,
+                ranked,
+            )
         if not min_score >= 0:
             raise ValueError(f"min_score: expected a number of at least 0, got {min_score!r}")
         self.min_score, self.num_detections = min_score, num_detections
