@@ -8,8 +8,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from dinox.data.checks import check_registered
-from dinox.data.coco_json import read_json
+from dinox.data.coco_json import check_sections, read_json
+from dinox.data.coco_problems import find_problems, is_whole
 from dinox.data.errors import DataError
+from dinox.data.problems import shown
+
+_FAULTS = ("entry", "id", "category-id", "duplicate-category-id", "image-id", "unknown-category")
+"""Of annotations and categories, what makes counting impossible (see ``dinox.data.coco_problems``)."""
 
 
 class ClassImageCounts:
@@ -30,10 +35,9 @@ class ClassImageCounts:
         return _counts(self.source)
 
 
-@functools.lru_cache(maxsize=8)
 def _counts(source: str) -> tuple[int, ...]:
     if source.endswith(".json") or os.path.isfile(source):
-        return _of_content(read_json(source), source)
+        return _of_file(source)
     check_registered(source)
     metadata = MetadataCatalog.get(source)
     if metadata.get("class_image_count") is None and metadata.get("json_file") is None:
@@ -44,7 +48,21 @@ def _counts(source: str) -> tuple[int, ...]:
         raise DataError(
             f"Dataset {source!r} has no json file to count its classes in: give a json file with the counts"
         )
-    return _of_content(read_json(metadata.json_file), metadata.json_file)
+    return _of_file(metadata.json_file)
+
+
+def _of_file(file: str) -> tuple[int, ...]:
+    """Large files are read once, until they change."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return _of_content(read_json(file), file)  # which says what is the matter
+    return _of_unchanged_file(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _of_unchanged_file(file: str, modified: int, size: int) -> tuple[int, ...]:
+    return _of_content(read_json(file), file)
 
 
 def _of_content(content: Any, source: str) -> tuple[int, ...]:
@@ -55,16 +73,22 @@ def _of_content(content: Any, source: str) -> tuple[int, ...]:
         raise DataError(f"{source}: expected a list of classes, or an object with 'categories', to count classes in")
     if all(isinstance(each, dict) and "image_count" in each for each in categories):
         return _of_list(categories, source)
+    check_sections(content, source, annotated=True)
+    faults = [each for each in find_problems(content) if each.where != "image" and each.kind in _FAULTS]
+    if faults:
+        raise DataError(f"{source}: {faults[0]}")
     images: dict[Any, set] = {category["id"]: set() for category in categories}
-    for annotation in content.get("annotations", ()):
-        if annotation["category_id"] in images:
-            images[annotation["category_id"]].add(annotation["image_id"])
+    for annotation in content["annotations"]:
+        images[annotation["category_id"]].add(annotation["image_id"])
     return _of_list([{"id": key, "image_count": len(found)} for key, found in images.items()], source)
 
 
 def _of_list(classes: Sequence[Any], source: str) -> tuple[int, ...]:
     for each in classes:
         count = each.get("image_count") if isinstance(each, dict) else None
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0 or "id" not in each:
-            raise DataError(f"{source}: expected objects with 'id' and 'image_count', a whole number, got {each!r}")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 0 or not is_whole(each.get("id")):
+            raise DataError(f"{source}: expected objects with 'id' and 'image_count', whole numbers, got {each!r}")
+    ids = [each["id"] for each in classes]
+    if not ids or len(set(ids)) < len(ids):
+        raise DataError(f"{source}: expected at least one class, each with an id of its own, got the ids {shown(ids)}")
     return tuple(each["image_count"] for each in sorted(classes, key=lambda each: each["id"]))

@@ -84,7 +84,9 @@ def large_scale_jitter(
     check_whole("size", size, 1)
     check_range("flip_probability", flip_probability, 0, 1)
     if not (is_number(min_scale) and is_number(max_scale) and 0 < min_scale <= max_scale < math.inf):
-        raise ValueError(f"min_scale, max_scale: expected 0 < min_scale <= max_scale, got {min_scale!r} and {max_scale!r}")
+        raise ValueError(
+            f"min_scale, max_scale: expected 0 < min_scale <= max_scale, got {min_scale!r} and {max_scale!r}"
+        )
     return [
         T.RandomFlip(prob=flip_probability),
         ResizeScale(min_scale, max_scale, size, size),

@@ -37,7 +37,8 @@ class DetectionMapper:
     * in training ``instances``: ``gt_boxes`` (absolute x1, y1, x2, y2 inside of the augmented image) and
       ``gt_classes``. Crowds are left out, and so are boxes that have no area, as after a crop. It may be empty;
     * with ``masks``, ``gt_masks`` (detectron2's BitMasks) besides, of at least one pixel each; boxes are the tight ones
-      around them. Where there are crowds, ``crowd_region``: bool tensor (H, W);
+      around them. An object so thin that its polygon has no pixel's centre is left out then, and kept without
+      ``masks``, if its box is. Where there are crowds, ``crowd_region``: bool tensor (H, W);
     * ``content_size`` where the augmentations pad to the right and below: (height, width) of the rest of ``image``;
     * what a model is told (DN-DETR, section 5.7.1), from the annotations: ``known_boxes`` and ``known_labels`` with
       ``known_objects``, ``known_classes`` with ``known_labels``;

@@ -15,7 +15,8 @@ from pycocotools import mask as mask_util
 from torch import Tensor
 
 from dinox.data.errors import DataError
-from dinox.data.problems import listed
+from dinox.data.problems import listed, shown
+from dinox.data.run_lengths import run_length_fault
 
 MASK_FORMATS = ("none", "bitmask")
 CROWD_REGION = "crowd_region"
@@ -43,31 +44,57 @@ class AugmentedImage:
     name: str
 
 
-def has_mask(annotation: dict) -> bool:
-    """Whether ``segmentation`` is there: run-length encoding, or polygons of at least 3 points each."""
+def mask_fault(annotation: dict) -> str | None:
+    """Why ``segmentation`` is no mask; None if it is one: a whole run-length encoding, or polygons of 3 or more
+    points each."""
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
-        return {"size", "counts"} <= segmentation.keys()
-    polygons = segmentation if isinstance(segmentation, list) else []
-    return bool(polygons) and all(_is_polygon(polygon) for polygon in polygons)
+        return run_length_fault(segmentation)
+    if not isinstance(segmentation, list) or not segmentation:
+        return f"'segmentation': expected polygons or a run-length encoding, got {shown(segmentation)}"
+    for polygon in segmentation:
+        if not _is_polygon(polygon):
+            expected = "expected polygons of at least 3 points, [x1, y1, x2, y2, ...], of finite numbers"
+            return f"'segmentation': {expected}, got {shown(polygon)}"
+    return None
+
+
+def has_mask(annotation: dict) -> bool:
+    """Whether ``segmentation`` is a mask that can be read."""
+    return mask_fault(annotation) is None
 
 
 def masks_missing(annotations: Sequence[dict]) -> str | None:
-    """Which annotations have no mask, as a sentence with the cure; None if all have one. Crowds need none."""
-    without = [each for each in annotations if each.get("iscrowd", 0) == 0 and not has_mask(each)]
-    if not without:
+    """Which annotations have no mask, as a sentence with the cure; None if all have one. Crowds need none, but where
+    they have one it has to be readable."""
+    faults = [(each, fault) for each in annotations if _needs_mask(each) and (fault := mask_fault(each))]
+    if not faults:
         return None
-    ids = [each["id"] for each in without if "id" in each]
+    ids = [each["id"] for each, _ in faults if "id" in each]
     named = f" (ids {listed(ids, total=len(ids))})" if ids else ""
-    return f"{len(without)} of {len(annotations)} annotations have no mask{named}, and masks are asked for. {MASK_CURE}"
+    return (
+        f"{len(faults)} of {len(annotations)} annotations have no mask{named}, and masks are asked for. The first one: "
+        f"{faults[0][1]}. {MASK_CURE}"
+    )
+
+
+def _needs_mask(annotation: dict) -> bool:
+    return annotation.get("iscrowd", 0) == 0 or bool(annotation.get("segmentation"))
 
 
 def _is_polygon(polygon: Any) -> bool:
-    return hasattr(polygon, "__len__") and len(polygon) >= 6 and len(polygon) % 2 == 0
+    if not isinstance(polygon, (list, tuple, np.ndarray)) or len(polygon) < 6 or len(polygon) % 2 != 0:
+        return False
+    try:
+        numbers = np.asarray(polygon)
+    except ValueError:  # lists of different lengths
+        return False
+    return numbers.ndim == 1 and numbers.dtype.kind in "iuf" and bool(np.isfinite(numbers).all())
 
 
 def masks_of(annotations: Sequence[dict], image: AugmentedImage) -> BitMasks:
-    """(M, H, W). Raises DataError for an annotation without a mask, and for a run-length encoding of another size."""
+    """(M, H, W). Raises DataError for an annotation without a mask, and for a run-length encoding that is damaged or of
+    another size."""
     masks = [_mask_of(annotation, image) for annotation in annotations]
     if not masks:
         return BitMasks(torch.zeros((0, *image.size), dtype=torch.bool))
@@ -75,10 +102,11 @@ def masks_of(annotations: Sequence[dict], image: AugmentedImage) -> BitMasks:
 
 
 def region_of(annotations: Sequence[dict], image: AugmentedImage) -> Tensor:
-    """(H, W) bool: the union of the masks, or of the boxes where there are none, as of crowds."""
+    """(H, W) bool: the union of the masks, or of the boxes where there are none, as of crowds. Raises DataError for a
+    mask that cannot be read."""
     region = np.zeros(image.size, dtype=bool)
     for annotation in annotations:
-        if not has_mask(annotation):
+        if not annotation.get("segmentation"):
             x1, y1, x2, y2 = BoxMode.convert(list(annotation["bbox"]), annotation["bbox_mode"], BoxMode.XYXY_ABS)
             annotation = {"segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]}
         region |= _mask_of(annotation, image)
@@ -87,10 +115,11 @@ def region_of(annotations: Sequence[dict], image: AugmentedImage) -> Tensor:
 
 def _mask_of(annotation: dict, image: AugmentedImage) -> np.ndarray:
     """(H, W) bool."""
-    if not has_mask(annotation):
+    fault = mask_fault(annotation)
+    if fault is not None:
         raise DataError(
             f"{image.name}: the annotation of class {annotation.get('category_id')} with the box {annotation['bbox']} "
-            f"has no mask, and masks are asked for. {MASK_CURE}"
+            f"has no mask, and masks are asked for. {fault}. {MASK_CURE}"
         )
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, dict):

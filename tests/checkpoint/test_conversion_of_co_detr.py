@@ -258,3 +258,38 @@ def test_an_unknown_name_is_an_error_with_the_nearest_known_one():
 def test_training_parts_that_cannot_be_meant(source, choice, message):
     with pytest.raises(ValueError, match=f"training_parts: {message}"):
         convert({}, source, training_parts=choice)
+
+
+# ------------------------------------------------------------------------------------------- what only training needs
+
+
+HEADS = ("bbox_head.", "roi_head.", "rpn_head.")
+
+
+def test_detection_needs_no_heads_whatever_is_left_of_them():
+    """Without them, and with others than those of our configs: as without all that only training needs."""
+    weights = published("codetr_co_dino_5scale_r50")
+    expected = convert(weights, "co-detr", training_parts="drop").keys()
+    cut = {name: tensor for name, tensor in weights.items() if not name.startswith(HEADS)}
+    assert f"{TRANSFORMER}aux_pos_trans.1.weight" in cut
+    assert convert(cut, "co-detr", training_parts="drop").keys() == expected
+    more = cut | {name: torch.zeros(1) for name in ("bbox_head.3.new.weight", "roi_head.0.bbox_head.shared_convs.0.w")}
+    conversion = read(more, "co-detr", training_parts="drop")
+    assert conversion.weights.keys() == expected
+    assert conversion.skipped["bbox_head.3.new.weight"] == "for training only"
+
+
+def test_heads_that_cannot_be_kept_are_an_error_that_says_how_to_leave_them_out():
+    weights = published("codetr_co_dino_5scale_r50")
+    cut = {name: tensor for name, tensor in weights.items() if not name.startswith("bbox_head.")}
+    with pytest.raises(ValueError, match=r"aux_pos_trans\.1.*Only training needs them.*--training-parts drop"):
+        convert(cut, "co-detr")
+
+
+def test_other_backbones_are_an_error_that_says_which_can_be_read():
+    weights = published("codetr_co_dino_5scale_r50")
+    vit = {name: tensor for name, tensor in weights.items() if not name.startswith("backbone.")}
+    vit |= {f"backbone.blocks.{i}.attn.q_proj.weight": torch.zeros(1) for i in range(24)}
+    assert guess_source(vit) == "co-detr"
+    with pytest.raises(ValueError, match=r"24 of .* are not those of .*Of Co-DETR's backbones, ResNet and Swin can be"):
+        convert(vit, "co-detr")

@@ -218,7 +218,12 @@ def test_keypoints_are_an_error():
 def test_wrong_settings_are_errors():
     with pytest.raises(DataError, match=r"copy_paste.masks: expected 'drop' or 'keep', got 'polygon'"):
         CopyPaste(masks="polygon")
-    with pytest.raises(DataError, match="max_pasted=-1"):
+    for settings in ({"max_pasted": 1.5}, {"mask_left": -1}, {"seed": -1}, {"seed": "a"}):
+        with pytest.raises(ValueError, match=rf"copy_paste\.{next(iter(settings))}: expected a whole number"):
+            CopyPaste(**settings)
+    with pytest.raises(ValueError, match=r"copy_paste\.box_moved must be at least 0, got -1"):
+        CopyPaste(box_moved=-1)
+    with pytest.raises(ValueError, match="max_pasted: expected a whole number of at least 0, got -1"):
         CopyPaste(max_pasted=-1)
 
 

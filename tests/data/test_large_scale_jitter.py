@@ -144,3 +144,25 @@ def test_in_training_it_is_what_the_crop_left(tmp_path):
 def test_wrong_scales_are_refused():
     with pytest.raises(ValueError, match=r"min_scale, max_scale: expected 0 < min_scale <= max_scale, got 2.0 and 0.1"):
         large_scale_jitter(min_scale=2.0, max_scale=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 64.5}, "size: expected a whole number of at least 1, got 64.5"),
+        ({"size": 0}, "size: expected a whole number of at least 1, got 0"),
+        ({"flip_probability": 2}, r"flip_probability must lie in \[0, 1\], got 2"),
+        ({"pad_value": 300}, r"pad_value must lie in \[0, 255\], got 300"),
+        ({"max_scale": float("inf")}, "min_scale, max_scale: expected"),
+        ({"min_scale": "small"}, "min_scale, max_scale: expected .*, got 'small' and 2.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        large_scale_jitter(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"size": 64.5}, {"pad_value": -1}])
+def test_so_they_are_in_evaluation(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        resize_and_pad(**settings)

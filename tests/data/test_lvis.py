@@ -9,6 +9,7 @@ import sys
 import types
 from collections import Counter
 
+import numpy
 import pytest
 import torch
 from detectron2.config import instantiate
@@ -48,6 +49,7 @@ class StandIn:
 def lvis_package(monkeypatch):
     module = types.ModuleType("lvis")
     module.LVIS = StandIn
+    module.LVISResults = module.LVISEval = None  # not reached without annotations
     module.__spec__ = types.SimpleNamespace(name="lvis")
     monkeypatch.setitem(sys.modules, "lvis", module)
 
@@ -128,8 +130,9 @@ def test_images_without_annotations_come_once():
 
 
 def test_wrong_thresholds_are_refused():
-    with pytest.raises(ValueError, match="threshold: expected a share of the images from 0 to 1, got 2"):
-        RepeatFactorSampling(threshold=2)
+    for threshold, shown in ((2, "2"), ("x", "'x'")):
+        with pytest.raises(ValueError, match=f"threshold: expected a share of the images from 0 to 1, got {shown}"):
+            RepeatFactorSampling(threshold=threshold)
 
 
 @pytest.fixture
@@ -147,6 +150,77 @@ def test_without_the_package_loading_says_what_to_install(no_lvis_package, lvis_
 def test_without_the_package_evaluation_says_what_to_install(no_lvis_package, lvis_train):
     with pytest.raises(DataError, match=r"package lvis, which is not installed: pip install 'dinox\[lvis\]'"):
         LvisEvaluator(TRAIN)
+
+
+def test_a_package_that_cannot_be_imported_is_an_error_before_the_first_image(tmp_path, monkeypatch, lvis_train):
+    """Such as without one that it needs itself."""
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "lvis" / "__init__.py").write_text("import not_there_at_all\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "lvis", raising=False)
+    with pytest.raises(DataError, match=r"lvis, which cannot be imported \(.*'not_there_at_all'\): pip install"):
+        LvisEvaluator(TRAIN)
+
+
+def test_another_package_of_this_name_is_an_error_before_the_first_image(lvis_package, lvis_train, monkeypatch):
+    monkeypatch.delattr(sys.modules["lvis"], "LVISEval")
+    with pytest.raises(DataError, match=r"lvis, which has no LVISEval here"):
+        LvisEvaluator(TRAIN)
+
+
+@pytest.mark.parametrize("most", [-4, 0, 2.5, True])
+def test_wrong_numbers_of_detections_are_errors(lvis_package, lvis_train, most):
+    with pytest.raises(ValueError, match=f"max_dets_per_image: expected a whole number of at least 1, got {most}"):
+        LvisEvaluator(TRAIN, max_dets_per_image=most)
+
+
+def evaluate_all_objects(**options) -> dict | None:
+    """With the true boxes as detections."""
+    evaluator = LvisEvaluator(TRAIN, distributed=False, **options)
+    evaluator.reset()
+    for image in range(1, IMAGES + 1):
+        classes = torch.tensor([1, 1202] if image == IMAGES else [1])
+        found = Instances((48, 64), pred_boxes=Boxes(torch.tensor([[4.0, 6.0, 24.0, 16.0]] * len(classes))))
+        found.scores, found.pred_classes = torch.full((len(classes),), 0.5), classes
+        evaluator.process([{"image_id": image}], [{"instances": found}])
+    return evaluator.evaluate()
+
+
+def test_evaluation_may_use_names_that_numpy_removed(lvis_package, lvis_train, monkeypatch):
+    """lvis 0.5.3 does, at the very end."""
+    monkeypatch.setattr(StandIn, "get_ann_ids", lambda self: [1])
+    was_there = "float" in vars(numpy)
+
+    class Evaluation:
+        def __init__(self, *args):
+            self.ap = 0.0
+
+        def run(self):
+            self.ap = numpy.ones(1).astype(dtype=numpy.float)[0]
+
+        def print_results(self):
+            pass
+
+        def get_results(self):
+            return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"), self.ap)
+
+    monkeypatch.setattr(sys.modules["lvis"], "LVISEval", Evaluation)
+    monkeypatch.setattr(sys.modules["lvis"], "LVISResults", lambda *args, **options: None)
+    assert evaluate_all_objects()["bbox"]["AP"] == 100
+    assert ("float" in vars(numpy)) == was_there
+
+
+def test_true_boxes_have_an_ap_of_100_with_the_package(lvis_train):
+    """But for class 1202, of whose two objects in one place one is found: precision is 1 up to a recall of 1/2, at 51
+    of the 101 recalls. The mean with class 1, which is found in full, is (1 + 51 / 101) / 2."""
+    pytest.importorskip("lvis")
+    content = json.loads(lvis_train.read_text())
+    for image in content["images"]:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    for category in content["categories"]:
+        category["frequency"] = "f"
+    lvis_train.write_text(json.dumps(content))
+    assert evaluate_all_objects()["bbox"]["AP"] == pytest.approx(100 * (1 + 51 / 101) / 2)
 
 
 def test_detections_are_written_with_lvis_s_ids(lvis_package, lvis_train, tmp_path):
@@ -187,6 +261,45 @@ def test_images_of_a_coco_json_are_counted_once_for_each_class(tmp_path, registe
     coco["annotations"].append({**coco["annotations"][0], "id": 14})
     name = register("to_count", write_coco(tmp_path, coco))
     assert ClassImageCounts(source=name)() == (1, 2)  # cat (id 3) in the first image, dog (id 7) in both
+
+
+def test_a_file_that_changes_is_counted_again(tmp_path):
+    file = tmp_path / "counts.json"
+    file.write_text(json.dumps([{"id": 1, "image_count": 5}]))
+    counts = ClassImageCounts(source=str(file))
+    assert counts() == (5,)
+    file.write_text(json.dumps([{"id": 1, "image_count": 50}]))  # another size, should the clock stand still
+    assert counts() == (50,)
+
+
+def one_image(**sections) -> str:
+    return json.dumps({"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": []} | sections)
+
+
+ONE = {"id": 1, "image_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (one_image(categories=[{"name": "cat"}]), "'id': expected a number, got nothing"),
+        (one_image(categories=["cat"]), "expected an object, got 'cat'"),
+        (one_image(categories=[{"id": 1, "name": "a"}, {"id": "b", "name": "b"}]), "'id': expected a number, got 'b'"),
+        (one_image(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "2 entries with the id 1"),
+        (one_image(annotations=[ONE]), r"'category_id': expected the id of a category \(1\), got nothing"),
+        (one_image(annotations=[{**ONE, "category_id": [1]}]), r"'category_id': expected .*, got \[1\]"),
+        (one_image(annotations=[{"id": 1, "category_id": 1}]), "'image_id': expected the id of an image, got nothing"),
+        (one_image(annotations=5), "'annotations': expected a list, got 5"),
+        ('[{"id": 1, "image_count": 1}, {"id": "b", "image_count": 1}]', "expected objects with 'id' and .*'b'"),
+        ('[{"id": 1, "image_count": 1}, {"id": 1, "image_count": 1}]', "each with an id of its own"),
+        ("[]", "expected at least one class"),
+    ],
+)
+def test_what_cannot_be_counted_is_an_error_that_names_the_file(tmp_path, content, message):
+    file = tmp_path / "counts.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=rf"counts\.json: .*{message}"):
+        ClassImageCounts(source=str(file))()
 
 
 @pytest.mark.parametrize("content", ["[{}]", '[{"id": 1, "image_count": "many"}]', '{"images": []}', "3"])

@@ -1,5 +1,7 @@
 """Masks of annotations, from polygons and run-length encodings, through the augmentations."""
 
+import re
+
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from fvcore.transforms.transform import CropTransform, HFlipTransform
 from pycocotools import mask as mask_util
 
 from dinox.data import DataError, DetectionMapper
-from dinox.data.masks import has_mask
+from dinox.data.coco_json import check_coco_json
+from dinox.data.masks import has_mask, masks_missing
+from dinox.data.run_lengths import run_length_fault
 
-from .coco_files import write_image
+from .coco_files import small_coco, write_coco, write_image
 
 HEIGHT, WIDTH = 40, 60
 BOX = (12, 8, 30, 20)  # x1, y1, x2, y2
@@ -117,3 +121,84 @@ def test_a_mask_of_another_size_is_an_error(tmp_path):
 def test_other_formats_are_refused():
     with pytest.raises(DataError, match=r"mapper\.masks: expected one of none, bitmask, got 'polygon'"):
         DetectionMapper(is_train=True, augmentations=[], masks="polygon")
+
+
+# ------------------------------------------------------------------------------------------------------- what is broken
+
+PIXELS = HEIGHT * WIDTH
+SIZE = [HEIGHT, WIDTH]
+SQUARE = [12, 8, 30, 8, 30, 20, 12, 20]
+
+
+BROKEN = {
+    "runs that leave pixels": ({"size": SIZE, "counts": [5, 5]}, r"runs add up to 10 pixels, expected 40 x 60 = 2400"),
+    "runs beyond the image": ({"size": SIZE, "counts": [PIXELS, 1]}, "runs add up to 2401 pixels"),
+    "no runs": ({"size": SIZE, "counts": []}, "runs add up to 0 pixels"),
+    "a text without its end": (
+        {"size": SIZE, "counts": mask_util.encode(np.eye(HEIGHT, WIDTH, dtype=np.uint8).copy("F"))["counts"][:-3]},
+        "runs add up to|is cut off",
+    ),
+    "a text that is cut in a number": ({"size": SIZE, "counts": "1P"}, "compressed encoding is cut off"),
+    "no text of runs": ({"size": SIZE, "counts": "a!bc~"}, "'!' is no character of a compressed encoding"),
+    "a number without an end": ({"size": SIZE, "counts": "o" * 30 + "1"}, "is too long"),
+    "negative runs": ({"size": SIZE, "counts": [-1, PIXELS + 1]}, "lengths of runs, 0 or more, got -1"),
+    "runs of halves": ({"size": SIZE, "counts": [0.5, PIXELS - 0.5]}, "expected a list of whole numbers"),
+    "runs of runs": ({"size": SIZE, "counts": [[1], [2, 3]]}, "expected a list of whole numbers"),
+    "null": ({"size": SIZE, "counts": None}, "expected run lengths, as text or as a list, got None"),
+    "no size": ({"size": None, "counts": [PIXELS]}, "'size': expected the height and width of the image, got None"),
+    "text for numbers": ([["a"] * 8], "polygons of at least 3 points.*finite numbers"),
+    "numbers as text": ([[str(x) for x in SQUARE]], "polygons of at least 3 points.*finite numbers"),
+    "NaN": ([[*SQUARE[:-1], float("nan")]], "polygons of at least 3 points.*finite numbers"),
+    "lists for numbers": ([[[1, 2], [3]] * 3], "polygons of at least 3 points.*finite numbers"),
+    "points": ([[[1, 2]] * 6], "polygons of at least 3 points.*finite numbers"),
+}
+
+
+@pytest.mark.parametrize("segmentation, message", BROKEN.values(), ids=BROKEN)
+def test_a_broken_mask_is_an_error_that_names_the_file(tmp_path, segmentation, message):
+    with pytest.raises(DataError, match=rf"image\.png: the annotation of class 2 .* no mask.*{message}.*Annotate"):
+        mapped(record(tmp_path, segmentation))
+
+
+@pytest.mark.parametrize("kind", ["runs that leave pixels", "NaN"])
+def test_so_is_that_of_a_crowd(tmp_path, kind):
+    with pytest.raises(DataError, match=r"image\.png: .* no mask"):
+        mapped(record(tmp_path, BROKEN[kind][0], iscrowd=1))
+
+
+@pytest.mark.parametrize("iscrowd", [0, 1])
+@pytest.mark.parametrize("segmentation, message", BROKEN.values(), ids=BROKEN)
+def test_the_check_of_the_data_finds_it_before_training(segmentation, message, iscrowd):
+    good = {"id": 1, "segmentation": [SQUARE]}
+    fault = masks_missing([good, {"id": 2, "iscrowd": iscrowd, "segmentation": segmentation}])
+    assert re.search(rf"1 of 2 annotations have no mask \(ids 2\).*{message}", fault)
+
+
+def test_the_check_of_a_json_finds_damaged_run_lengths(tmp_path):
+    coco = small_coco()
+    for each in coco["annotations"]:
+        each["segmentation"] = {"size": [48, 64], "counts": [48 * 64]}
+    file = write_coco(tmp_path, coco)
+    check_coco_json(file, masked=True)
+    coco["annotations"][0]["segmentation"]["counts"] = [7, 5]
+    write_coco(tmp_path, coco, images=False)
+    with pytest.raises(DataError, match=r"1 of 3 annotations have no mask \(ids 11\).* add up to 12 pixels"):
+        check_coco_json(file, masked=True)
+
+
+def test_run_lengths_are_read_as_pycocotools_writes_them():
+    """Of random masks from single pixels to nearly full ones, runs of one and of more characters: all are whole, and
+    with the last run a pixel longer none is."""
+    generator = np.random.default_rng(0)
+    for share in (0.001, 0.02, 0.3, 0.999):
+        for height, width in ((1, 1), (7, 300), (400, 500)):
+            mask = np.asfortranarray(generator.random((height, width)) < share, dtype=np.uint8)
+            encoded = mask_util.encode(mask)
+            assert run_length_fault(encoded) is None
+            assert run_length_fault({**encoded, "size": [height + 1, width]}) is not None
+
+
+def test_objects_without_a_pixel_s_centre_are_kept_only_without_masks(tmp_path):
+    thin = record(tmp_path, [[10, 5.1, 30, 5.1, 30, 5.3, 10, 5.3]], box=(10, 5.1, 30, 5.3))
+    assert len(mapped(thin)["instances"]) == 0
+    assert len(DetectionMapper(is_train=True, augmentations=[])(thin)["instances"]) == 1

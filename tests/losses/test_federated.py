@@ -195,3 +195,26 @@ def test_a_model_with_the_federated_loss_trains(num_objects):
     model = build_small(DINO, FEDERATED)
     losses = assert_trains_one_step(model, [make_input(64, 64, num_objects), make_input(64, 64, 0)])
     assert losses.keys() == loss_keys()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_counts": [-1] * CLASSES}, "image_counts: expected numbers of images, 0 or more, got -1 for class 0"),
+        ({"image_counts": [1, math.nan]}, "image_counts: expected numbers of images, 0 or more, got nan for class 1"),
+        ({"image_counts": ["a"] * CLASSES}, "image_counts: expected numbers of images, 0 or more, got 'a' for class 0"),
+        ({"image_counts": [0] * CLASSES}, "image_counts: expected an image for at least one of 6 classes, got none"),
+        ({"image_counts": 5}, "image_counts: expected a number for each class, got 5"),
+        ({"power": math.nan}, r"power must lie in \[0, 10\], got nan"),
+        ({"num_classes_drawn": 2.5}, "num_classes_drawn: expected a whole number of at least 1, got 2.5"),
+    ],
+)
+def test_settings_that_cannot_be_are_errors(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FederatedLoss(**{"loss": FocalLoss(), "image_counts": None} | settings)
+
+
+def test_counts_that_are_read_later_are_checked_then():
+    loss = FederatedLoss(loss=FocalLoss(), image_counts=lambda: [0] * CLASSES)
+    with pytest.raises(ValueError, match="image_counts: expected an image for at least one of 6 classes"):
+        loss(make_matched())

@@ -179,3 +179,10 @@ def test_models_give_what_was_there_before_nms_too():
 def test_settings_that_cannot_be_are_errors(part, settings, message):
     with pytest.raises(ValueError, match=message):
         part(ranking=TopKDetections(), **settings)
+
+
+@pytest.mark.parametrize(("ranked", "warned"), [(299, True), (300, False)])
+def test_more_detections_than_are_ranked_are_warned_of(caplog, ranked, warned):
+    ClassSoftNMS(ranking=TopKDetections(num_detections=ranked), num_detections=300)
+    text = "300 are asked for, but the ranking gives no more than 299. For more, set model.postprocess.ranking"
+    assert (text in caplog.text) == warned

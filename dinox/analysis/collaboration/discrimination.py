@@ -10,7 +10,11 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from torch import Tensor
 
 NUM_THRESHOLDS = 10001
-"""So many because the norms of a layer-normed memory may all lie within a few hundredths of 1."""
+"""At most. They are where the maps' values are: these may all lie within a few hundredths of 1, as norms of a
+layer-normed memory do, or all but a peak near 0, as attention does."""
+
+_KEPT = 1001
+"""Values that are kept of an image's foreground, and of its background; its shares are exact to half a thousandth."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,17 @@ class Curve:
         return Curve(self.thresholds[index], self.iof[index], self.iob[index], self.images)
 
 
-def thresholds(like: Tensor) -> Tensor:
-    """(T,) of S, evenly over [0, 1]."""
-    return torch.linspace(0, 1, NUM_THRESHOLDS, device=like.device, dtype=like.dtype)
+def thresholds(values: Tensor, most: int = NUM_THRESHOLDS) -> Tensor:
+    """(T,) of S, ascending: all values of maps, or quantiles that are evenly spread if they are more than ``most``."""
+    return _evenly(values.flatten().sort().values, most).unique()
+
+
+def _evenly(ascending: Tensor, most: int) -> Tensor:
+    """So many of them at most, each the middle one of as many."""
+    if len(ascending) <= most:
+        return ascending
+    steps = (torch.arange(most, device=ascending.device, dtype=torch.float64) + 0.5) * (len(ascending) / most)
+    return ascending[steps.long()]
 
 
 def activated_share(scores: Tensor, mask: Tensor, at: Tensor) -> Tensor:
@@ -51,8 +63,11 @@ def activated_share(scores: Tensor, mask: Tensor, at: Tensor) -> Tensor:
 
     scores: (H, W). mask: (H, W) bool, not empty. at: (T,) thresholds. Returns (T,).
     """
-    inside = scores[mask].sort().values
-    return 1 - torch.searchsorted(inside, at, right=True) / len(inside)
+    return _share_above(scores[mask].sort().values, at)
+
+
+def _share_above(ascending: Tensor, at: Tensor) -> Tensor:
+    return 1 - torch.searchsorted(ascending, at, right=True) / len(ascending)
 
 
 def iof_and_iob(scores: Tensor, foreground: Tensor, at: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -89,24 +104,30 @@ def foreground_mask(instances: Instances) -> Tensor:
 
 
 class CurveSum:
-    """Sums curves of images up; ``curve()`` is their mean, or None without any."""
+    """Collects maps of images; ``curve()`` is the mean of their curves, or None without any.
+
+    All curves have the same thresholds. Where these should be is known when all maps are: until then, quantiles of the
+    foreground and of the background are kept of every image.
+    """
 
     def __init__(self) -> None:
-        self._at: Tensor | None = None
-        self._sums: Tensor | None = None  # (2, T)
-        self._images = 0
+        self._images: list[tuple[Tensor, Tensor]] = []  # (at most _KEPT,) each, ascending
 
     def add(self, scores: Tensor, foreground: Tensor) -> None:
-        at = thresholds(scores)
-        shares = iof_and_iob(scores, foreground, at)
-        if shares is None:
+        """Raises ValueError for a map with NaN or infinity."""
+        if not torch.isfinite(scores).all():
+            raise ValueError("scores: expected a map of finite numbers, got NaN or infinity: are the weights finite?")
+        if foreground.all() or not foreground.any():
             return
-        both = torch.stack(shares).double().cpu()
-        self._at, self._sums = at.cpu(), both if self._sums is None else self._sums + both
-        self._images += 1
+        parts = (scores[mask].sort().values for mask in (foreground, ~foreground))
+        self._images.append(tuple(_evenly(part, _KEPT).cpu() for part in parts))
 
     def curve(self) -> Curve | None:
-        if self._sums is None:
+        if not self._images:
             return None
-        iof, iob = self._sums / self._images
-        return Curve(self._at, iof, iob, self._images)
+        at = thresholds(torch.cat([part for image in self._images for part in image]))
+        shares = torch.zeros(2, len(at), dtype=torch.float64)
+        for image in self._images:
+            shares += torch.stack([_share_above(part, at) for part in image])
+        iof, iob = shares / len(self._images)
+        return Curve(at, iof, iob, len(self._images))

@@ -25,7 +25,8 @@ from dinox.utils.whole_files import written_whole
 
 # Okabe and Ito's colours, told apart with any kind of colour vision; without their yellow, which is faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINE_STYLES = ("-", "--", ":", "-.")  # the next one after each round of colours
+_LINE_STYLES = ("-", "--", "-.", ":")
+_LINE_WIDTHS = (2.6, 1.6, 1.6, 2.0)  # the first one shows between the dashes of curves that lie upon it
 _HEAD_COLOURS = ("#1F77FF", "#FF9500", "#B14CFF", "#00C8D7", "#FF5CC8", "#C7B800")  # Faster R-CNN blue, ATSS orange
 _ORIGINAL_COLOUR, _OBJECT_COLOUR = "#E60000", "#2FE02F"  # red and green, as in figure 7
 # Warm where a map is high, as in figure 3. The ends of turbo are too dark to be seen on a picture.
@@ -89,12 +90,8 @@ def _draw_curves(models: Sequence[ModelCollaboration], path: Path) -> str:
             curve = curve_of(model)
             if curve is None:
                 continue
-            style = {
-                "color": _COLOURS[i % len(_COLOURS)],
-                "linestyle": _LINE_STYLES[i // len(_COLOURS) % len(_LINE_STYLES)],
-            }
             iof, iob = (np.concatenate([[1.0], share.numpy(), [0.0]]) for share in (curve.iof, curve.iob))
-            axis.plot(iob, iof, label=f"{model.name} (area {curve.area:.3f})", linewidth=1.6, **style)
+            axis.plot(iob, iof, label=f"{model.name} (area {curve.area:.3f})", **line_of(i))
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="IoB, activated share of the background", title=title, aspect="equal")
         axis.set_ylabel("IoF, activated share of the foreground")
         axis.grid(color="0.9", linewidth=0.8)
@@ -105,6 +102,16 @@ def _draw_curves(models: Sequence[ModelCollaboration], path: Path) -> str:
         else:
             axis.text(0.5, 0.5, "of an unknown kind", ha="center", va="center", color="0.4")
     return _save(figure, path)
+
+
+def line_of(index: int) -> dict[str, str | float]:
+    """Another colour and another style for each curve, and the same pair only after 28 of them."""
+    style = index % len(_LINE_STYLES)
+    return {
+        "color": _COLOURS[index % len(_COLOURS)],
+        "linestyle": _LINE_STYLES[style],
+        "linewidth": _LINE_WIDTHS[style],
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ conflicts

@@ -53,9 +53,9 @@ class Conflicts:
 @dataclass(frozen=True)
 class ModelCollaboration:
     """foreground: what it is the union of. encoder, attention: curves; attention is None where the decoder's cannot be
-    watched. conflicts: None for a model
-    with one head. positives_per_object: by head. gaps: by auxiliary head, those that have positives. notes: one
-    sentence for each part that does not apply. pictures: of the images that are drawn, by their index.
+    watched. conflicts: None for a model with one head. positives_per_object: by head. gaps: by auxiliary head, those
+    that have positives. notes: one sentence for each part that does not apply. pictures: of the images that are drawn,
+    by their index.
     """
 
     name: str

@@ -22,7 +22,7 @@ from dinox.checkpoint.conversion.backbones import torchvision_resnet
 from dinox.checkpoint.conversion.deformable_detr import PROPOSALS
 from dinox.checkpoint.conversion.detrex import DEFORMABLE_LAYERS
 from dinox.checkpoint.conversion.parts import count_decoder_layers, repeat_shared_heads
-from dinox.checkpoint.conversion.rules import Ignore, Rename, Rule, same_tensor
+from dinox.checkpoint.conversion.rules import Ignore, Rename, Rule, count_unknown, same_tensor
 from dinox.checkpoint.conversion.transformers import swin, swin_norms
 
 _HEAD_NUMBERS = "query_groups.positive_numbers.weight"  # (heads, 1), until they are vectors
@@ -30,14 +30,24 @@ _HEAD_NUMBERS = "query_groups.positive_numbers.weight"  # (heads, 1), until they
 TRAINING_PARTS = ("auxiliary_heads.", "query_groups.positive_")
 """What our names begin with that only training needs."""
 
+_QUERY_HEAD = "query_head."
+_TRANSFORMER = _QUERY_HEAD + "transformer."
+
+THEIR_TRAINING_PARTS = (
+    "rpn_head.{rest}",
+    "roi_head.{rest}",
+    "bbox_head.{rest}",
+    _QUERY_HEAD + "downsample.{rest}",
+    *(_TRANSFORMER + part + "{rest}" for part in ("aux_pos_trans", "pos_feats", "head_pos_embed")),
+)
+"""The same of theirs, of any number of heads and whatever is in them."""
+
 NECK_NOTE = "convolutions of the neck have no bias there; here they have one, which is 0"
 
 _HEADS = {"roi": "roi_head.0.", "atss": "bbox_head.0.", "second": "bbox_head.1."}
 """Our heads in the order in which theirs are numbered, and what their names begin with."""
 _USUAL_HEADS = ("roi", "atss")
 
-_QUERY_HEAD = "query_head."
-_TRANSFORMER = _QUERY_HEAD + "transformer."
 _LINEAR_LAYERS = range(3)  # of an MLP; a ReLU lies between two of them, and is counted
 _MASK_CONVS = range(4)
 _NECK_CONVOLUTION = re.compile(r"(backbone\.(?:convs|extra_convs)\.\d+\.conv\.)(weight|bias)")
@@ -118,6 +128,21 @@ def _prediction_heads(num_layers: int) -> list[Rule]:
     for i in _LINEAR_LAYERS:
         rules.append(Rename(f"{boxes}{{i}}.{2 * i}.{{affine}}", f"heads.box_heads.{{i}}.layers.{i}.{{affine}}"))
     return rules
+
+
+def explain_unknown(names: Sequence[str]) -> str | None:
+    """What names say that no rule fits, as a sentence with the cure."""
+    if any(name.startswith("backbone.") for name in names):
+        return (
+            "Of Co-DETR's backbones, ResNet and Swin can be read, and this is another one, or one that was changed. "
+            "To convert the rest, leave out what stands below backbone and neck (and --partial writes what fits)."
+        )
+    if count_unknown(names, [Ignore(template, "") for template in THEIR_TRAINING_PARTS]) == 0:
+        return (
+            "Only training needs them; heads may be missing, or be others than those of our configs. For detection, "
+            "leave them out: --training-parts drop (training_parts='drop')."
+        )
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ for training only

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from dinox.checkpoint.conversion.formats import FORMATS, OURS, SOURCES, TARGETS, Format, Settings
 from dinox.checkpoint.conversion.parts import pick_class_rows
-from dinox.checkpoint.conversion.rules import Translation, count_unknown, nearest_name, to_ours, to_theirs, without
+from dinox.checkpoint.conversion.rules import (
+    Ignore,
+    Translation,
+    count_unknown,
+    nearest_name,
+    to_ours,
+    to_theirs,
+    without,
+)
 from dinox.utils.suggest import did_you_mean
 
 TrainingParts = Literal["keep", "drop"]
@@ -100,13 +108,18 @@ def read(
     prepared = entry.prepare(state_dict)
     table = entry.table(prepared)
     if training_parts == "drop":
-        table = without(table, entry.training_parts, "for training only")
+        why = "for training only"
+        table = [
+            *without(table, entry.training_parts, why),
+            *(Ignore(template, why) for template in entry.their_training_parts),
+        ]
     translation = to_ours(prepared, table)
     if translation.unknown:
-        first = translation.unknown[0]
+        nearest = nearest_name(translation.unknown[0], table)
+        hint = _whose(state_dict) or entry.explain_unknown(translation.unknown) or f"{nearest} Is the source right?"
         raise ValueError(
             f"{len(translation.unknown)} of {len(prepared)} names are not those of {entry.name}: "
-            f"{_listed(translation.unknown)}.{nearest_name(first, table)} {_whose(state_dict)}"
+            f"{_listed(translation.unknown)}. {hint.strip()}"
         )
     weights = entry.finish(translation.weights)
     rows = None if entry.class_rows is None else entry.class_rows(weights, category_ids)
@@ -166,10 +179,10 @@ def _best_format(state_dict: Mapping[str, Tensor], source: str) -> Format:
     return min(entries, key=lambda entry: _count_unknown(state_dict, entry))
 
 
-def _whose(state_dict: Mapping[str, Tensor]) -> str:
-    """Another source that knows all names, or a question."""
+def _whose(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Another source that knows all names, as a sentence."""
     other = next((entry for entry in FORMATS if _count_unknown(state_dict, entry) == 0), None)
-    return "Is the source right?" if other is None else f"All are names of {other.name}: the source is {other.source!r}"
+    return None if other is None else f"All are names of {other.name}: the source is {other.source!r}"
 
 
 def _count_unknown(state_dict: Mapping[str, Tensor], entry: Format) -> int:

@@ -34,7 +34,9 @@ class Format:
     and the ``category_ids`` of ``convert``. unknown_row: the label embedding has one row more, and it is used.
     object_row: row 0 of the encoder's class head is that of any object, whatever the other ones are.
     notes: what a user has to know of weights from there.
-    training_parts: what our names begin with that only training needs.
+    training_parts: what our names begin with that only training needs. their_training_parts: names of theirs, as in
+    rules, that are of such parts even where no rule knows them.
+    explain_unknown: a sentence on names that no rule fits; None where there is nothing to say.
     write: our weights before the table is read from right to left; None: we cannot write this format.
     is_backbone: a pre-trained network alone.
     """
@@ -51,6 +53,8 @@ class Format:
     object_row: bool = False
     notes: Sequence[str] = ()
     training_parts: tuple[str, ...] = ()
+    their_training_parts: tuple[str, ...] = ()
+    explain_unknown: Callable[[Sequence[str]], str | None] = lambda names: None
     write: Callable[[Weights], dict[str, Tensor]] | None = None
     is_backbone: bool = False
 
@@ -184,6 +188,8 @@ FORMATS: Sequence[Format] = (
         finish=co_detr.finish,
         notes=[co_detr.NECK_NOTE],
         training_parts=co_detr.TRAINING_PARTS,
+        their_training_parts=co_detr.THEIR_TRAINING_PARTS,
+        explain_unknown=co_detr.explain_unknown,
         write=co_detr.prepare_writing,
     ),
     Format(
@@ -194,6 +200,8 @@ FORMATS: Sequence[Format] = (
         finish=co_detr.finish,
         notes=[co_detr.NECK_NOTE],
         training_parts=co_detr.TRAINING_PARTS,
+        their_training_parts=co_detr.THEIR_TRAINING_PARTS,
+        explain_unknown=co_detr.explain_unknown,
         write=co_detr.prepare_writing,
     ),
     Format(source="torchvision", name="torchvision's ResNet", table=backbones.torchvision_table, is_backbone=True),

@@ -17,6 +17,7 @@ from dinox.analysis.collaboration import (
     iof_and_iob,
 )
 from dinox.analysis.collaboration.discrimination import CurveSum, thresholds
+from dinox.analysis.collaboration.pictures import line_of
 
 
 def test_discriminability_is_the_norm_over_its_maximum_at_each_level_and_the_mean_of_levels():
@@ -56,7 +57,7 @@ def test_a_distribution_adds_up_to_one_and_is_positive_where_the_map_is_zero():
 
 def test_a_map_that_is_the_mask_has_all_of_the_foreground_and_nothing_of_the_background():
     mask = torch.tensor([[True, False, False], [False, True, False]])
-    at = thresholds(torch.ones(1))
+    at = thresholds(mask.float())
     iof, iob = iof_and_iob(mask.float(), mask, at)
     assert (iof[:-1] == 1).all() and (iob == 0).all()
     assert iof[-1] == 0  # nothing is above 1
@@ -67,15 +68,15 @@ def test_a_map_that_is_the_mask_has_all_of_the_foreground_and_nothing_of_the_bac
 
 def test_a_flat_map_knows_nothing():
     mask = torch.tensor([[True, False]])
-    at = thresholds(torch.ones(1))
+    at = torch.tensor([0.0, 0.7])
     assert Curve(at, *iof_and_iob(torch.full((1, 2), 0.7), mask, at), 1).area == pytest.approx(0.5)
 
 
 def test_a_map_of_a_narrow_range_still_tells_objects():
     """As norms of layer-normed features are: all of them within 1 % of their maximum."""
     mask = torch.tensor([[True, False, False]])
-    at = thresholds(torch.ones(1))
     scores = torch.tensor([[1.0, 0.996, 0.991]])
+    at = thresholds(scores)
     curve = Curve(at, *iof_and_iob(scores, mask, at), 1)
     assert curve.area == pytest.approx(1)
 
@@ -98,7 +99,7 @@ def test_a_share_is_of_the_pixels_of_the_mask_that_are_above_the_threshold():
 
 @pytest.mark.parametrize("mask", [torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool)])
 def test_an_image_of_one_kind_has_no_curve(mask):
-    assert iof_and_iob(torch.rand(2, 2), mask, thresholds(torch.ones(1))) is None
+    assert iof_and_iob(torch.rand(2, 2), mask, torch.tensor([0.5])) is None
     total = CurveSum()
     total.add(torch.rand(2, 2), mask)
     assert total.curve() is None
@@ -113,6 +114,64 @@ def test_curves_are_means_over_images_not_over_pixels():
     curve = total.curve()
     assert curve.images == 2
     assert curve.iof[0] == pytest.approx(0.5) and curve.iob[0] == pytest.approx(0.5)
+
+
+def area_of(scores: torch.Tensor, mask: torch.Tensor) -> float:
+    total = CurveSum()
+    total.add(scores, mask)
+    return total.curve().area
+
+
+def test_a_map_with_a_peak_still_tells_objects():
+    """As of attention: one pixel is 1, and all others within a thousandth of 1e-6. A pair of pixels, one of the object
+    and one of the background, is in the right order but for those with the peak, which is background: 9999 of 10000."""
+    mask = torch.zeros(200, 100, dtype=torch.bool)
+    mask[:100] = True
+    scores = torch.linspace(1.001e-6, 1e-6, 20000, dtype=torch.float64).view(200, 100)
+    scores[199, 99] = 1
+    # Shares are exact to half a thousandth.
+    assert area_of(scores, mask) == pytest.approx(0.9999, abs=1e-3)
+
+
+def test_the_area_is_the_share_of_pairs_in_the_right_order():
+    """Against a loop over pairs, at a scale where all values lie below 1e-4; pairs of equals count a half."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(20, 20, generator=generator) < 0.3
+    scores = (torch.randint(30, (20, 20), generator=generator) + 8 * mask) / 1e6
+    pairs = scores[mask][:, None] - scores[~mask]
+    expected = ((pairs > 0).double() + (pairs == 0).double() / 2).mean()
+    assert area_of(scores, mask) == pytest.approx(float(expected), abs=1e-5)  # the area is of single precision
+
+
+def test_images_share_their_thresholds():
+    """Two maps that both tell the object. Between the values of the smaller one and those of the larger one, everything
+    is active in the one image and nothing in the other: half in the mean."""
+    total = CurveSum()
+    mask = torch.tensor([[True, False]])
+    for scale in (1.0, 1e-6):
+        total.add(torch.tensor([[scale, scale / 2]]), mask)
+    curve = total.curve()
+    torch.testing.assert_close(curve.thresholds, torch.tensor([5e-7, 1e-6, 0.5, 1.0]))
+    torch.testing.assert_close(curve.iof, torch.tensor([1, 0.5, 0.5, 0], dtype=torch.float64))
+    torch.testing.assert_close(curve.iob, torch.tensor([0.5, 0.5, 0, 0], dtype=torch.float64))
+
+
+def test_thresholds_are_no_more_than_asked_for_and_spread_as_the_values_are():
+    assert thresholds(torch.arange(100.0), most=4).tolist() == [12, 37, 62, 87]
+    assert thresholds(torch.tensor([3.0, 1.0, 3.0])).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_maps_that_are_not_finite_are_errors(wrong):
+    with pytest.raises(ValueError, match="scores: expected a map of finite numbers"):
+        CurveSum().add(torch.tensor([[wrong, 0.0]]), torch.tensor([[True, False]]))
+
+
+def test_curves_of_two_models_differ_in_colour_and_style():
+    lines = [line_of(i) for i in range(28)]
+    assert len({(line["color"], line["linestyle"]) for line in lines}) == 28
+    for one, next_one in zip(lines, lines[1:], strict=False):
+        assert one["color"] != next_one["color"] and one["linestyle"] != next_one["linestyle"]
 
 
 def objects(**fields) -> Instances:
