@@ -115,8 +115,9 @@ def read(
         ]
     translation = to_ours(prepared, table)
     if translation.unknown:
-        nearest = nearest_name(translation.unknown[0], table)
-        hint = _whose(state_dict) or entry.explain_unknown(translation.unknown) or f"{nearest} Is the source right?"
+        whose, hint = _whose(state_dict), entry.explain_unknown(translation.unknown)
+        if whose is not None or hint is None:
+            hint = f"{nearest_name(translation.unknown[0], table)} {whose or 'Is the source right?'}"
         raise ValueError(
             f"{len(translation.unknown)} of {len(prepared)} names are not those of {entry.name}: "
             f"{_listed(translation.unknown)}. {hint.strip()}"

@@ -1,5 +1,6 @@
 """Maps and curves by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -170,7 +171,7 @@ def test_maps_that_are_not_finite_are_errors(wrong):
 def test_curves_of_two_models_differ_in_colour_and_style():
     lines = [line_of(i) for i in range(28)]
     assert len({(line["color"], line["linestyle"]) for line in lines}) == 28
-    for one, next_one in zip(lines, lines[1:], strict=False):
+    for one, next_one in itertools.pairwise(lines):
         assert one["color"] != next_one["color"] and one["linestyle"] != next_one["linestyle"]
 
 
