@@ -235,10 +235,8 @@ def test_one_head_can_detect_in_the_decoders_place(head):
     if head == "atss":  # an untrained one is sure of nothing
         model.auxiliary_heads.atss.branches.class_output.bias.data.zero_()
     images = model.preprocess_image(inputs())
-    sizes = [tuple(image.shape[1:]) for image in images]
     with torch.no_grad():
-        pyramid = model.auxiliary_heads.pyramid(model.encode(images), sizes)
-    expected = model.auxiliary_heads[head].detect(pyramid)
+        expected = model.auxiliary_heads.detect(model.encode(images), [tuple(image.shape[1:]) for image in images])
     drop_training_parts(model)
     assert list(model.auxiliary_heads) == [head] and list(model.query_groups) == ["matching"]
     for found, own in zip(model.inference(inputs(), do_postprocess=False), expected, strict=True):
