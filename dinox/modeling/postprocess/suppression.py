@@ -69,8 +69,8 @@ class ClassSoftNMS(_Suppression):
 
     From the best detection on, the scores of all others of its class whose IoU with it is above ``iou_threshold`` are
     multiplied by 1 - IoU; the best of these is next. Then scores below ``min_score`` are left out, and the best
-    ``num_detections`` are kept. Boxes are clipped to the image first, as in the authors' code: what lies beyond it makes
-    no two boxes differ, or overlap.
+    ``num_detections`` are kept. Boxes are clipped to the image first, as in the authors' code: what lies beyond it
+    makes no two boxes differ, or overlap.
     """
 
     def __init__(
