@@ -118,7 +118,11 @@ class PositiveQueries(nn.Module):
 
     @torch.no_grad()
     def choose(self, samples: HeadSamples, context: QueryContext) -> Choice:
-        """Positives first, each kind in the order of the samples."""
+        """Positives first, each kind in the order of the samples.
+
+        Anchors in the padding of the batch, which have no size, only fill slots that nothing else is left for; the
+        authors' code draws them like any other background.
+        """
         positive = samples.target_index != BACKGROUND  # (B, P)
         available = positive.shape[1]
         size = max(self.fewest, min(self.most, int(positive.sum(1).amax())))  # a shape: the host has to know it
