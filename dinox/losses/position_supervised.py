@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinox.losses.focal import quality_focal_loss
-from dinox.structures import MatchedPredictions, Targets, box_iou, cxcywh_to_xyxy
+from dinox.structures import MatchedPredictions, Targets, box_iou, clamped_box_iou, cxcywh_to_xyxy
 from dinox.utils.ranges import check_range
 
 Curve = Literal["exponential", "sine"]
@@ -28,9 +28,17 @@ _RESCALE_EPS = 1e-8  # beside the largest target of an image, as the authors' co
 
 
 def matched_iou(matched: MatchedPredictions) -> Tensor:
-    """(A, B, N): IoU of every positive with its object, 0 where background; no gradient."""
+    """(A, B, N): IoU of every positive with its object, 0 where background; no gradient. With 1e-6 beside the union,
+    as Stable-DINO's code."""
     with torch.no_grad():
         iou, _ = box_iou(cxcywh_to_xyxy(matched.boxes), cxcywh_to_xyxy(matched.target_boxes))
+        return iou * matched.positive
+
+
+def exact_matched_iou(matched: MatchedPredictions) -> Tensor:
+    """As :func:`matched_iou`, but exact where the union is at least 1e-6 of the image, as Co-DETR's code."""
+    with torch.no_grad():
+        iou = clamped_box_iou(cxcywh_to_xyxy(matched.boxes), cxcywh_to_xyxy(matched.target_boxes))
         return iou * matched.positive
 
 
@@ -128,6 +136,8 @@ class PositionSupervisedLoss:
 class QualityFocalLoss:
     """|s - p|^gamma BCE(p, s) for matched classes with IoU s, p^gamma BCE(p, 0) for all other entries, summed over
     queries and classes: the position-supervised loss with exponent 1, neither rescaled nor balanced.
+
+    s is that of :func:`exact_matched_iou`: no 1e-6 beside the union of small boxes.
     """
 
     def __init__(self, *, gamma: float = 2.0):
@@ -135,7 +145,7 @@ class QualityFocalLoss:
 
     def __call__(self, matched: MatchedPredictions) -> Tensor:
         """Returns (A,): one sum per prediction set."""
-        return _loss_towards(matched, matched_iou(matched), alpha=None, gamma=self.gamma)
+        return _loss_towards(matched, exact_matched_iou(matched), alpha=None, gamma=self.gamma)
 
 
 def _largest(values: Tensor) -> Tensor:

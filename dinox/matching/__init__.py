@@ -1,7 +1,7 @@
 """Label assignment: which prediction learns which object. It lives here and nowhere else."""
 
 from dinox.matching.atss import assign_atss
-from dinox.matching.costs import FocalCost, GIoUCost, L1Cost, SoftmaxCost, focal_cost
+from dinox.matching.costs import ExactGIoUCost, FocalCost, GIoUCost, L1Cost, SoftmaxCost, focal_cost
 from dinox.matching.fcos import assign_fcos
 from dinox.matching.hungarian import HungarianMatcher
 from dinox.matching.max_iou import IGNORED, assign_max_iou
@@ -11,6 +11,7 @@ from dinox.matching.sampling import Sampled, sample_balanced
 
 __all__ = [
     "IGNORED",
+    "ExactGIoUCost",
     "FocalCost",
     "GIoUCost",
     "HungarianMatcher",

@@ -8,7 +8,7 @@ cxcywh, and returns (A, B, N, M), its weight included.
 import torch
 from torch import Tensor
 
-from dinox.structures import Targets, cxcywh_to_xyxy, generalized_box_iou
+from dinox.structures import Targets, cxcywh_to_xyxy, exact_generalized_box_iou, generalized_box_iou
 
 _LOG_EPS = 1e-8
 
@@ -61,12 +61,27 @@ class L1Cost:
 
 
 class GIoUCost:
-    """Negative generalised IoU: weight 2 (paper table 8: set cost giou)."""
+    """Negative generalised IoU: weight 2 (paper table 8: set cost giou). With the 1e-6 in its denominators that DINO's
+    code has."""
 
     def __init__(self, *, weight: float = 2.0):
         self.weight = weight
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        predicted = cxcywh_to_xyxy(boxes)[..., None, :]  # (A, B, N, 1, 4)
-        wanted = cxcywh_to_xyxy(targets.boxes.to(boxes))[:, None]  # (B, 1, M, 4)
-        return -self.weight * generalized_box_iou(predicted, wanted)
+        return -self.weight * generalized_box_iou(*_corners_of_pairs(boxes, targets))
+
+
+class ExactGIoUCost:
+    """Negative generalised IoU, exact for objects of any size, weight 2: that of Co-DETR's code, which takes it in
+    pixels (it is the same in any unit)."""
+
+    def __init__(self, *, weight: float = 2.0):
+        self.weight = weight
+
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
+        return -self.weight * exact_generalized_box_iou(*_corners_of_pairs(boxes, targets))
+
+
+def _corners_of_pairs(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """(A, B, N, 1, 4) and (B, 1, M, 4) xyxy, to be broadcast."""
+    return cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(targets.boxes.to(boxes))[:, None]

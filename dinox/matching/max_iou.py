@@ -26,7 +26,9 @@ def assign_max_iou(
     the last one gets it.
 
     detectron2's ``Matcher`` differs in the latter: it knows no least IoU, leaves such an anchor to the object of the
-    *anchor's* highest IoU, and gives an object that no anchor overlaps to all anchors.
+    *anchor's* highest IoU, and gives an object that no anchor overlaps to all anchors. mmdetection's ``MaxIoUAssigner``
+    does the latter, too, where its ``min_pos_iou`` is 0 (RetinaNet, PAA): such an object takes all anchors, also those
+    of the objects before it. Here it gets none.
 
     Args:
         anchors: (P, 4) absolute xyxy; without those in padding.

@@ -3,7 +3,9 @@
 from dinox.structures.auxiliary import HeadOutput, HeadPyramid, HeadSamples
 from dinox.structures.boxes import (
     box_iou,
+    clamped_box_iou,
     cxcywh_to_xyxy,
+    exact_generalized_box_iou,
     generalized_box_iou,
     inverse_sigmoid,
     side_distances,
@@ -43,7 +45,9 @@ __all__ = [
     "Targets",
     "box_iou",
     "build_attention_mask",
+    "clamped_box_iou",
     "cxcywh_to_xyxy",
+    "exact_generalized_box_iou",
     "flatten_pyramid",
     "generalized_box_iou",
     "inverse_sigmoid",

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 Choice = Callable[[Tensor, Tensor], Tensor]  # torch.minimum or torch.maximum
+Division = Callable[[Tensor, Tensor], Tensor]  # of areas, for which the second may be 0
 
 INVERSE_SIGMOID_EPS = 1e-3  # detrex and the official DINO; logits saturate at +-6.9078
-_DIVISION_EPS = 1e-6  # in the denominators of IoU and GIoU, as the authors' code
+_DIVISION_EPS = 1e-6  # in the denominators of IoU and GIoU: added (DINO's code), or their least value (mmdetection)
+_LEAST_AREA = 1e-12  # 1e-6 square pixels of an image of a million, as a share of it
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -52,16 +54,47 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
 
     Pairwise matrices come from ``box_iou(a[:, None], b[None])``.
     """
-    overlap = _area_between(boxes1, boxes2, torch.maximum, torch.minimum)
-    union = box_area(boxes1) + box_area(boxes2) - overlap
-    return overlap / (union + _DIVISION_EPS), union
+    overlap, union = _overlap_and_union(boxes1, boxes2)
+    return _divide_with_eps(overlap, union), union
+
+
+def clamped_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU of xyxy boxes as mmdetection's: exact where the union is at least 1e-6, broadcasting as :func:`box_iou`.
+
+    The unit matters: of normalised boxes, 1e-6 is 4 pixels in an image of 2000 x 2000.
+    """
+    overlap, union = _overlap_and_union(boxes1, boxes2)
+    return overlap / union.clamp(min=_DIVISION_EPS)
 
 
 def generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Generalised IoU in (-1, 1] of xyxy boxes, broadcasting as :func:`box_iou`."""
-    iou, union = box_iou(boxes1, boxes2)
+    """Generalised IoU in (-1, 1] of xyxy boxes, broadcasting as :func:`box_iou`.
+
+    The 1e-6 in the denominators, which is DINO's, is not small beside small normalised boxes: an object of 4 x 4 pixels
+    in an image of 800 x 800 has a GIoU of 0.96 with itself. See :func:`exact_generalized_box_iou`.
+    """
+    return _generalized_iou(boxes1, boxes2, _divide_with_eps)
+
+
+def exact_generalized_box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Generalised IoU in [-1, 1] of xyxy boxes of any size and unit, broadcasting as :func:`box_iou`; 0 for two boxes
+    that are one point. What mmdetection comes to, which takes it in pixels."""
+    return _generalized_iou(boxes1, boxes2, lambda part, whole: part / whole.clamp(min=_LEAST_AREA))
+
+
+def _generalized_iou(boxes1: Tensor, boxes2: Tensor, divide: Division) -> Tensor:
+    overlap, union = _overlap_and_union(boxes1, boxes2)
     enclosing = _area_between(boxes1, boxes2, torch.minimum, torch.maximum)
-    return iou - (enclosing - union) / (enclosing + _DIVISION_EPS)
+    return divide(overlap, union) - divide(enclosing - union, enclosing)
+
+
+def _overlap_and_union(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
+    overlap = _area_between(boxes1, boxes2, torch.maximum, torch.minimum)
+    return overlap, box_area(boxes1) + box_area(boxes2) - overlap
+
+
+def _divide_with_eps(part: Tensor, whole: Tensor) -> Tensor:
+    return part / (whole + _DIVISION_EPS)
 
 
 def _area_between(boxes1: Tensor, boxes2: Tensor, first: Choice, last: Choice) -> Tensor:

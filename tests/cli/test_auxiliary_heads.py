@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+MASK_BRANCH = (
+    "model.auxiliary_heads.roi.mask_branch={_target_: dinox.modeling.MaskBranch, embed_dim: 32, num_classes: 6}"
+)
 CONFIG = str(Path(__file__).parents[1] / "engine" / "tiny_co_config.py")
 
 
@@ -45,6 +48,10 @@ def test_heads_train_and_one_of_them_is_evaluated_on_request(dinox, output_dir, 
         ("model.auxiliary_heads.detect_with=atts", ["there is no head 'atts'", "Did you mean 'atss'"]),
         ("model.auxiliary_heads.roi=null", ["need the auxiliary head 'roi'", "query_groups.<group>=null"]),
         ("model.auxiliary_heads.atss.num_levels=3", ["num_levels is 3", "5 levels"]),
+        (
+            MASK_BRANCH,
+            ["model.auxiliary_heads.roi learns from masks", "dataloader.train.mapper.masks=bitmask"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line_before_the_first_step(dinox, output_dir, override, messages):

@@ -5,6 +5,8 @@ from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from dinox.config import load_config
+from dinox.losses import ExactGIoULoss, QualityFocalLoss
+from dinox.matching import ExactGIoUCost
 
 # (drop path, epochs, epochs at which the learning rate drops, weight decay)
 SWIN = {
@@ -77,3 +79,32 @@ def test_lvis_has_the_federated_loss_and_a_thousand_detections(name):
     assert model["postprocess"]["num_detections"] == model["postprocess"]["ranking"]["num_detections"] == 1000
     assert train.sampler.threshold == 1e-3 and train.copy_paste.max_pasted == 100
     assert cfg.schedule.images_per_epoch == 100_170
+
+
+EXACT = [
+    "co_dino_r50_5scale_12ep",
+    "co_dino_eva02_large_5scale_objects365_26ep",
+    "co_deformable_detr_r50_12ep",
+    "co_deformable_detr_plain_r50_12ep",
+    "co_dab_detr_r50_36ep",
+    "co_conditional_detr_r50_36ep",
+    "co_h_deformable_detr_r50_12ep",
+]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_boxes_of_all_queries_learn_and_match_by_the_exact_giou(name):
+    """Neither part has a group of its own: there is nothing but these."""
+    criterion = load_config(f"co_detr/{name}").model.criterion
+    assert isinstance(instantiate(criterion.giou_loss), ExactGIoULoss)
+    cost = instantiate(criterion.matcher.giou_cost)
+    assert isinstance(cost, ExactGIoUCost) and cost.weight == 2.0
+
+
+@pytest.mark.parametrize("name", ["co_dino_r50_5scale_12ep", "co_dino_eva02_large_5scale_objects365_26ep"])
+def test_classes_of_all_queries_of_co_dino_learn_by_the_quality_focal_loss(name):
+    """One part for all groups, and no weight but 1."""
+    criterion = load_config(f"co_detr/{name}").model.criterion
+    loss = instantiate(criterion.class_loss)
+    assert isinstance(loss, QualityFocalLoss) and loss.gamma == 2.0
+    assert criterion.weights["class"] == 1.0 and not criterion.group_weights

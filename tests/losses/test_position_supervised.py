@@ -191,7 +191,8 @@ def test_quality_focal_loss_wants_the_iou():
     unsure = make_matched(boxes, [0, -1], [[0.0, math.log(0.25)], [0.0, 0.0]])
     assert QualityFocalLoss()(unsure).item() == pytest.approx(others + 0.09 * cross_entropy(0.2, 0.5), rel=1e-4)
     same = PositionSupervisedLoss(iou_exponent=1, rescale=None, alpha=0.5)
-    assert QualityFocalLoss()(unsure).item() == pytest.approx(2 * same(unsure).item())
+    # But for the 1e-6 beside the union in the second one.
+    assert QualityFocalLoss()(unsure).item() == pytest.approx(2 * same(unsure).item(), rel=1e-5)
 
 
 def test_a_loss_by_group_is_that_of_the_group():

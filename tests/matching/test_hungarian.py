@@ -2,7 +2,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from dinox.matching import FocalCost, GIoUCost, HungarianMatcher, L1Cost
+from dinox.matching import ExactGIoUCost, FocalCost, GIoUCost, HungarianMatcher, L1Cost
 from dinox.structures import Targets, cxcywh_to_xyxy, generalized_box_iou
 
 LAYERS, IMAGES, QUERIES, CLASSES = 3, 2, 8, 5
@@ -50,6 +50,18 @@ def test_all_layers_and_images_at_once_match_as_one_by_one(matcher):
             expected = torch.full((QUERIES,), -1)
             expected[queries] = torch.from_numpy(objects)
             assert torch.equal(found[layer, image], expected)
+
+
+def test_the_exact_giou_cost_knows_small_objects_as_well_as_large_ones():
+    """4 x 4 pixels of an image of 800 x 800, 1 pixel apart: minus 2 x 12 / 20, and -2 for the equal box; else with
+    1e-6, 0.64 pixels, in the denominator. Float32 corners at 0.5: 1e-4."""
+    side = 4 / 800
+    targets = Targets.from_lists([torch.tensor([0])], [torch.tensor([[0.5, 0.5, side, side]])])
+    boxes = torch.tensor([[0.5 + 1 / 800, 0.5, side, side], [0.5, 0.5, side, side]])[None, None]
+    logits = torch.zeros(1, 1, 2, CLASSES)
+    assert ExactGIoUCost()(logits, boxes, targets).flatten().tolist() == pytest.approx([-1.2, -2.0], abs=1e-4)
+    expected = [-2 * 12 / 20.64, -2 * 16 / 16.64]
+    assert GIoUCost()(logits, boxes, targets).flatten().tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_groups_of_different_sizes_are_matched_in_one_call(matcher):

@@ -38,7 +38,7 @@ def overlap(a: list[float], b: list[float]) -> float:
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / area
+    return width * height / area if area else 0.0
 
 
 def nms_by_loops(found: Instances, threshold: float) -> list[int]:
@@ -110,6 +110,7 @@ def test_soft_nms_by_hand():
 @pytest.mark.parametrize("threshold", [0.5, 0.8])
 def test_soft_nms_is_that_of_taking_one_detection_after_the_other(num_classes, threshold):
     found = crowded(120, num_classes, seed=10 + num_classes)
+    found.pred_boxes.clip(found.image_size)
     taken = soft_nms_by_loops(found, threshold, 1e-3)
     assert any(score < found.scores[i] for i, score in taken)
     part = ClassSoftNMS(ranking=TopKDetections(), iou_threshold=threshold)
@@ -123,6 +124,17 @@ def test_soft_nms_is_that_of_taking_one_detection_after_the_other(num_classes, t
     clear = torch.cat([clear, clear.new_ones(1)]) & torch.cat([clear.new_ones(1), clear])
     assert clear.sum() > 5
     assert torch.equal(result.pred_boxes.tensor[clear], boxes[clear])
+
+
+def test_soft_nms_compares_what_of_the_boxes_is_on_the_image():
+    """On the image the two are equal: the second one's score is multiplied by 0. Beyond it they have 128 of 218
+    columns in common, which is below the threshold. The detections that go in stay as they are."""
+    beyond = detections([[-60.0, 0, 128, 10], [0.0, 0, 158, 10]], [0.9, 0.8], [0, 0])
+    part = ClassSoftNMS(ranking=TopKDetections())
+    kept = part.suppress(beyond)
+    assert kept.scores.tolist() == pytest.approx([0.9]) and kept.pred_boxes.tensor.tolist() == [[0, 0, 128, 10]]
+    assert beyond.pred_boxes.tensor.tolist() == [[-60, 0, 128, 10], [0, 0, 158, 10]]
+    assert len(ClassNMS(ranking=TopKDetections()).suppress(beyond)) == 2  # as Stable-DINO's code
 
 
 def test_soft_nms_drops_low_scores_and_keeps_so_many():

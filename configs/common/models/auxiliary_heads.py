@@ -5,10 +5,16 @@
 
 or ``embedded_positive_roi`` and ``embedded_positive_atss`` where the decoder takes given positional queries. The
 paper's lambda2 is ``auxiliary_heads.loss_weight``, and lambda1 ``criterion.group_weights.positive_atss`` and so on.
+
+    model.criterion.giou_loss, model.criterion.matcher.giou_cost = giou_loss, giou_cost
+
+for all query groups, as the authors' code: exact for small objects.
 """
 
 from detectron2.config import LazyCall as L
 
+from dinox.losses import ExactGIoULoss
+from dinox.matching import ExactGIoUCost
 from dinox.modeling import (
     ATSSHead,
     AuxiliaryHeads,
@@ -39,6 +45,9 @@ auxiliary_heads = L(AuxiliaryHeads)(
         num_levels="${dinox.one_more:${...backbone.num_levels}}",
     ),
 )
+
+giou_loss = L(ExactGIoULoss)()
+giou_cost = L(ExactGIoUCost)(weight=2.0)
 
 _padding = L(BackgroundPadding)()
 _anchors = L(PositiveAnchors)(embed_dim="${....embed_dim}", features=None)

@@ -11,6 +11,8 @@ from .auxiliary_heads import (
     auxiliary_heads,
     embedded_positive_atss,
     embedded_positive_roi,
+    giou_cost,
+    giou_loss,
     positive_atss,
     positive_roi,
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from dinox.structures import HeadPyramid, cxcywh_to_xyxy, xyxy_to_cxcywh
 from dinox.utils.precision import coordinate_dtype
 
+DELTA_STDS = (0.1, 0.1, 0.2, 0.2)  # of x, y, width and height, in sides of the anchor (the R-CNN family and ATSS)
 _MAX_LOG_RATIO = math.log(1000 / 16)  # of predicted sides to those of the anchor, as in the R-CNN family
 
 

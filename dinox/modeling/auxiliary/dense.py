@@ -11,8 +11,9 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from dinox.modeling.auxiliary.anchors import Anchors, place_anchors
-from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, check_pyramid
+from dinox.matching import assign_atss
+from dinox.modeling.auxiliary.anchors import DELTA_STDS, Anchors, apply_deltas, place_anchors, square_anchor
+from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, LevelScales, check_pyramid
 from dinox.modeling.auxiliary.detection import DenseDetections
 from dinox.modeling.auxiliary.targets import DenseTargets, find_targets, samples_of
 from dinox.structures import HeadOutput, HeadPyramid
@@ -84,3 +85,57 @@ class DenseHead(nn.Module):
         """(B, P, K) what detections are chosen by, and (B, P) a factor afterwards, or None."""
         quality = None if predictions.quality is None else predictions.quality.sigmoid()
         return predictions.logits.sigmoid(), quality
+
+
+class SquareAnchorHead(DenseHead):
+    """With one square anchor per cell, as ATSS and its relatives. Unless a head has it otherwise, anchors learn what
+    ATSS assigns to them, and boxes are predicted as shifts and scales of theirs.
+
+    Args:
+        embed_dim: channels of the pyramid.
+        num_levels: of the pyramid.
+        num_convs: of each tower.
+        box_channels: numbers per box.
+        quality_channels: 1 for a head that tells the quality of its boxes, else 0.
+        anchor_offset: see :class:`DenseHead`.
+        top_k: candidates of an object per level.
+        detections: for :meth:`detect`; None: its defaults.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_classes: int,
+        num_levels: int,
+        num_convs: int,
+        box_channels: int = 4,
+        quality_channels: int = 1,
+        anchor_offset: float = 0.0,
+        top_k: int = 9,
+        detections: DenseDetections | None,
+    ):
+        branches = DenseBranches(
+            embed_dim=embed_dim,
+            num_classes=num_classes,
+            num_convs=num_convs,
+            box_channels=box_channels,
+            quality_channels=quality_channels,
+            level_scales=LevelScales(num_levels=num_levels),
+        )
+        super().__init__(
+            branches=branches,
+            num_levels=num_levels,
+            cell_anchors=square_anchor(),
+            anchor_offset=anchor_offset,
+            detections=detections or DenseDetections(),
+        )
+        self.top_k = top_k
+
+    def assign(
+        self, anchors: Anchors, predictions: DensePredictions, image: int, boxes: Tensor, labels: Tensor
+    ) -> Tensor:
+        return assign_atss(anchors.of_image(image), anchors.valid_sizes[image], boxes, top_k=self.top_k)
+
+    def decode(self, anchors: Anchors, predictions: DensePredictions) -> Tensor:
+        return apply_deltas(anchors.boxes, predictions.boxes, DELTA_STDS)

@@ -21,13 +21,12 @@ from torch.nn import functional as F
 
 from dinox.layers import group_norm
 from dinox.matching import Sampled, assign_max_iou, sample_balanced
-from dinox.modeling.auxiliary.anchors import apply_deltas
+from dinox.modeling.auxiliary.anchors import DELTA_STDS, apply_deltas
 from dinox.modeling.auxiliary.region_proposals import RegionProposals
 from dinox.modeling.auxiliary.targets import at_least
 from dinox.structures import BACKGROUND, HeadOutput, HeadPyramid, HeadSamples, generalized_box_iou
+from dinox.utils.gather import gather_rows
 from dinox.utils.precision import at_least_float32
-
-_DELTA_STDS = (0.1, 0.1, 0.2, 0.2)  # of the box head's x, y, width and height
 
 Regression = Literal["class_specific", "class_agnostic"]
 """A box for each class, or one for all of them."""
@@ -80,7 +79,7 @@ class FasterRCNNHead(nn.Module):
         num_convs: int = 0,
         hidden_dims: Sequence[int] = (1024, 1024),
         regression: Regression = "class_specific",
-        delta_stds: Sequence[float] = _DELTA_STDS,
+        delta_stds: Sequence[float] = DELTA_STDS,
         class_weight: float = 1.0,
         giou_weight: float = 10.0,
         nms_iou: float = 0.5,
@@ -220,14 +219,10 @@ def _samples(chosen: Sequence[SampledBoxes], pooled: Tensor) -> HeadSamples:
     counts = [len(each.boxes) for each in chosen]
     fewest = min(counts)
     features = torch.stack([each[:fewest] for each in pooled.mean(dim=(2, 3)).split(counts)])  # (B, P, D)
-
-    def features_at(index: Tensor) -> Tensor:
-        return features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))
-
     return HeadSamples(
         boxes=torch.stack([each.boxes[:fewest] for each in chosen]).detach(),
         target_index=torch.stack([each.target_index[:fewest] for each in chosen]),
-        features_at=features_at,
+        features_at=lambda index: gather_rows(features, index),
     )
 
 

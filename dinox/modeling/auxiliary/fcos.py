@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dinox.losses import sigmoid_focal_loss
 from dinox.matching import assign_fcos
-from dinox.modeling.auxiliary.anchors import Anchors, apply_distances, square_anchor
-from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, LevelScales
-from dinox.modeling.auxiliary.dense import DenseHead
+from dinox.modeling.auxiliary.anchors import Anchors, apply_distances
+from dinox.modeling.auxiliary.branches import DensePredictions
+from dinox.modeling.auxiliary.centerness import centerness_losses
+from dinox.modeling.auxiliary.dense import SquareAnchorHead
 from dinox.modeling.auxiliary.detection import DenseDetections
-from dinox.modeling.auxiliary.targets import DenseTargets, at_least, centerness
-from dinox.structures import generalized_box_iou, side_distances
+from dinox.modeling.auxiliary.targets import DenseTargets, at_least
 
 _STRIDES_IN_RANGE = 8  # up to 64 pixels on the level of stride 8, 128 on that of 16, ...
 _LEAST_CENTERNESS = 1e-6  # a normaliser
 
 
-class FCOSHead(DenseHead):
+class FCOSHead(SquareAnchorHead):
     """A point in the middle of every cell predicts the distances to the sides of its object, in strides.
 
     It has the later improvements of the authors' code: centre sampling, distances in strides, centerness from the tower
@@ -51,22 +50,16 @@ class FCOSHead(DenseHead):
         centerness_weight: float = 1.0,
         detections: DenseDetections | None = None,
     ):
-        branches = DenseBranches(
+        super().__init__(
             embed_dim=embed_dim,
             num_classes=num_classes,
-            num_convs=num_convs,
-            quality_channels=1,
-            level_scales=LevelScales(num_levels=num_levels),
-        )
-        super().__init__(
-            branches=branches,
             num_levels=num_levels,
-            cell_anchors=square_anchor(),
+            num_convs=num_convs,
             anchor_offset=0.5,
-            detections=detections or DenseDetections(),
+            detections=detections,
         )
         self.center_radius = center_radius
-        self.class_weight, self.giou_weight, self.centerness_weight = class_weight, giou_weight, centerness_weight
+        self.weights = {"class": class_weight, "giou": giou_weight, "centerness": centerness_weight}
 
     def assign(
         self, anchors: Anchors, predictions: DensePredictions, image: int, boxes: Tensor, labels: Tensor
@@ -80,16 +73,16 @@ class FCOSHead(DenseHead):
     def losses(self, predictions: DensePredictions, anchors: Anchors, targets: DenseTargets) -> dict[str, Tensor]:
         """Class and centerness are means over positives, GIoU over their centerness. Points in padding are background
         like others, as in mmdetection."""
-        num_positives = at_least(1, targets.positive.sum().float())
-        wanted = centerness(side_distances(anchors.centers, targets.boxes)) * targets.positive  # (B, P)
-        class_loss = sigmoid_focal_loss(predictions.logits, targets.one_hot_labels(predictions.logits))
-        giou_loss = (1 - generalized_box_iou(self.decode(anchors, predictions), targets.boxes)) * wanted
-        quality_loss = F.binary_cross_entropy_with_logits(predictions.quality, wanted, reduction="none")
-        return {
-            "class": self.class_weight * class_loss.sum() / num_positives,
-            "giou": self.giou_weight * giou_loss.sum() / at_least(_LEAST_CENTERNESS, wanted.sum()),
-            "centerness": self.centerness_weight * (quality_loss * targets.positive).sum() / num_positives,
-        }
+        return centerness_losses(
+            predictions,
+            targets,
+            boxes=self.decode(anchors, predictions),
+            centers=anchors.centers,
+            counted=torch.ones_like(targets.counted),
+            num_positives=at_least(1, targets.positive.sum().float()),
+            least_centerness=_LEAST_CENTERNESS,
+            weights=self.weights,
+        )
 
     def decode(self, anchors: Anchors, predictions: DensePredictions) -> Tensor:
         return apply_distances(anchors.centers, F.relu(predictions.boxes) * anchors.strides[:, None])

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from dinox.losses import distribution_focal_loss, quality_focal_loss
-from dinox.matching import assign_atss
-from dinox.modeling.auxiliary.anchors import Anchors, apply_distances, square_anchor
-from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, LevelScales
-from dinox.modeling.auxiliary.dense import DenseHead
+from dinox.modeling.auxiliary.anchors import Anchors, apply_distances
+from dinox.modeling.auxiliary.branches import DensePredictions
+from dinox.modeling.auxiliary.dense import SquareAnchorHead
 from dinox.modeling.auxiliary.detection import DenseDetections
 from dinox.modeling.auxiliary.targets import DenseTargets, at_least
 from dinox.structures import box_iou, generalized_box_iou, side_distances
@@ -22,7 +21,7 @@ _BELOW_GREATEST = 0.1  # distances stay this far below n, so that there is a who
 _SIDES = 4
 
 
-class GFLHead(DenseHead):
+class GFLHead(SquareAnchorHead):
     """Classes score the quality of their box, and every side's distance is a distribution over whole strides.
 
     Positives are those of ATSS. Losses: ``class`` (quality focal), ``giou`` and ``dfl`` (distribution focal), both
@@ -52,26 +51,18 @@ class GFLHead(DenseHead):
         detections: DenseDetections | None = None,
     ):
         check_range("max_distance", max_distance, 1)
-        branches = DenseBranches(
+        super().__init__(
             embed_dim=embed_dim,
             num_classes=num_classes,
+            num_levels=num_levels,
             num_convs=num_convs,
             box_channels=_SIDES * (max_distance + 1),
-            level_scales=LevelScales(num_levels=num_levels),
+            quality_channels=0,
+            top_k=top_k,
+            detections=detections,
         )
-        super().__init__(
-            branches=branches,
-            num_levels=num_levels,
-            cell_anchors=square_anchor(),
-            detections=detections or DenseDetections(),
-        )
-        self.max_distance, self.top_k = max_distance, top_k
+        self.max_distance = max_distance
         self.class_weight, self.giou_weight, self.dfl_weight = class_weight, giou_weight, dfl_weight
-
-    def assign(
-        self, anchors: Anchors, predictions: DensePredictions, image: int, boxes: Tensor, labels: Tensor
-    ) -> Tensor:
-        return assign_atss(anchors.of_image(image), anchors.valid_sizes[image], boxes, top_k=self.top_k)
 
     def losses(self, predictions: DensePredictions, anchors: Anchors, targets: DenseTargets) -> dict[str, Tensor]:
         """The class loss is a mean over positives, those of boxes are means over their weights."""

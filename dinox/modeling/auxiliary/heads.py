@@ -6,11 +6,13 @@ Legend: B images, L levels.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.structures import Instances
-from torch import nn
+from torch import Tensor, nn
 
 from dinox.modeling.auxiliary.pyramid import level_maps
 from dinox.structures import HeadOutput, HeadPyramid, Memory
@@ -52,6 +54,7 @@ class AuxiliaryHeads(nn.Module):
             self.add_module(name, heads[name])
         if detect_with is not None:
             self._check_detects(detect_with)
+        self.memory_strides: tuple[int, ...] | None = None
         self.strides: tuple[int, ...] | None = None  # of the pyramid
         if strides is not None:
             self.fit(strides)
@@ -68,6 +71,7 @@ class AuxiliaryHeads(nn.Module):
 
     def fit(self, memory_strides: Sequence[int]) -> None:
         """Tell the strides of the memory's levels. Raises ValueError if the adapter or a head is not made for them."""
+        self.memory_strides = tuple(memory_strides)
         self.strides = self.adapter.strides(memory_strides)
         for name in self:
             self._check_strides(name)
@@ -93,8 +97,22 @@ class AuxiliaryHeads(nn.Module):
         return outputs
 
     def detect(self, memory: Memory, image_sizes: Sequence[tuple[int, int]]) -> list[Instances]:
-        """Detections of ``detect_with``, in the frames of the images."""
-        return self[self.detect_with].detect(self.pyramid(memory, image_sizes))
+        """Detections of ``detect_with``, in the frames of the images.
+
+        Of every image the adapter and the head see its own cells alone, as they do of a batch without padding: their
+        norms are over whole maps, so that detections would depend on what else is in the batch. Images of equal size go
+        together.
+        """
+        self._check_fitted()
+        maps, by_size = level_maps(memory), defaultdict(list)
+        for image, (height, width) in enumerate(image_sizes):
+            by_size[int(height), int(width)].append(image)
+        found = {}
+        for size, images in by_size.items():
+            own = self._own_cells(maps, size, images)
+            pyramid = HeadPyramid(self.adapter(own), self.strides, (size,) * len(images))
+            found.update(zip(images, self[self.detect_with].detect(pyramid), strict=True))
+        return [found[image] for image in range(len(image_sizes))]
 
     def pyramid(
         self,
@@ -102,8 +120,7 @@ class AuxiliaryHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         generator: torch.Generator | None = None,
     ) -> HeadPyramid:
-        if self.strides is None:
-            raise ValueError("AuxiliaryHeads knows no strides: give it strides, those of the memory's levels in pixels")
+        self._check_fitted()
         maps = self.adapter(level_maps(memory))
         return HeadPyramid(maps, self.strides, tuple((int(h), int(w)) for h, w in image_sizes), generator)
 
@@ -120,6 +137,18 @@ class AuxiliaryHeads(nn.Module):
         if name not in self._names:
             raise KeyError(f"no auxiliary head {name!r}, only {self._names}")
         return getattr(self, name)
+
+    def _own_cells(self, maps: Sequence[Tensor], size: tuple[int, int], images: Sequence[int]) -> list[Tensor]:
+        """L maps (B, D, h_l, w_l) -> those of some images of one size, without the cells beyond it."""
+        own = []
+        for level_map, stride in zip(maps, self.memory_strides, strict=True):
+            rows, columns = (math.ceil(pixels / stride) for pixels in size)
+            own.append(torch.stack([level_map[image, :, :rows, :columns] for image in images]))
+        return own
+
+    def _check_fitted(self) -> None:
+        if self.strides is None:
+            raise ValueError("AuxiliaryHeads knows no strides: give it strides, those of the memory's levels in pixels")
 
     def _check_strides(self, name: str) -> None:
         head, strides = self[name], list(self.strides)

@@ -11,18 +11,17 @@ from torch.nn import functional as F
 
 from dinox.losses import sigmoid_focal_loss
 from dinox.matching import assign_max_iou, assign_paa
-from dinox.modeling.auxiliary.anchors import Anchors, apply_deltas, square_anchor
-from dinox.modeling.auxiliary.branches import DenseBranches, DensePredictions, LevelScales
-from dinox.modeling.auxiliary.dense import DenseHead
+from dinox.modeling.auxiliary.anchors import Anchors
+from dinox.modeling.auxiliary.branches import DensePredictions
+from dinox.modeling.auxiliary.dense import SquareAnchorHead
 from dinox.modeling.auxiliary.detection import DenseDetections
 from dinox.modeling.auxiliary.targets import DenseTargets, at_least, one_hot
 from dinox.structures import box_iou, generalized_box_iou
 
-_DELTA_STDS = (0.1, 0.1, 0.2, 0.2)
 _LEAST_IOU = 1e-12  # a normaliser (mmdetection)
 
 
-class PAAHead(DenseHead):
+class PAAHead(SquareAnchorHead):
     """The losses of an object's candidates decide which of them are positive; the quality is the IoU of the box.
 
     Losses: ``class`` (focal), ``giou`` (weighted by IoU) and ``iou``. Their weights also make the losses that positives
@@ -51,20 +50,15 @@ class PAAHead(DenseHead):
         iou_weight: float = 0.5,
         detections: DenseDetections | None = None,
     ):
-        branches = DenseBranches(
+        super().__init__(
             embed_dim=embed_dim,
             num_classes=num_classes,
-            num_convs=num_convs,
-            quality_channels=1,
-            level_scales=LevelScales(num_levels=num_levels),
-        )
-        super().__init__(
-            branches=branches,
             num_levels=num_levels,
-            cell_anchors=square_anchor(),
-            detections=detections or DenseDetections(),
+            num_convs=num_convs,
+            top_k=top_k,
+            detections=detections,
         )
-        self.candidate_iou, self.top_k = candidate_iou, top_k
+        self.candidate_iou = candidate_iou
         self.class_weight, self.giou_weight, self.iou_weight = class_weight, giou_weight, iou_weight
 
     def assign(
@@ -98,9 +92,6 @@ class PAAHead(DenseHead):
             "giou": self.giou_weight * giou_loss.sum() / at_least(_LEAST_IOU, wanted.sum()),
             "iou": self.iou_weight * (iou_loss * targets.positive).sum() / at_least(1, num_positives),
         }
-
-    def decode(self, anchors: Anchors, predictions: DensePredictions) -> Tensor:
-        return apply_deltas(anchors.boxes, predictions.boxes, _DELTA_STDS)
 
     def scores(self, predictions: DensePredictions) -> tuple[Tensor, Tensor | None]:
         """Boxes are chosen, too, by the geometric mean of class probability and IoU (section 3.3)."""

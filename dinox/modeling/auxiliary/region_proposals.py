@@ -38,7 +38,7 @@ class RegionProposals(nn.Module):
             of all levels are kept. tested_before_nms, tested_after_nms: in evaluation.
         nms_iou: of non-maximum suppression, within a level. tested_nms_iou: in evaluation; None: the same.
         class_weight, bbox_weight: of binary cross-entropy, and of the L1 distance of the deltas; both are divided by
-            the number of sampled anchors.
+            the number of sampled anchors, where no positive or no negative one of an image counts as one (mmdetection).
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class RegionProposals(nn.Module):
             positive = index[sampled.positive]
             target = self.to_deltas.get_deltas(anchors.boxes[positive], boxes[assigned[sampled.positive]])
             bbox_losses.append((deltas[image, positive] - target).abs().sum())
-            counts.append(len(sampled.index))
+            counts.append(max(len(sampled.positive), 1) + max(len(sampled.background), 1))
         num_sampled = at_least(1.0, logits.new_tensor(float(sum(counts))))
         return {
             "rpn_class": self.class_weight * torch.stack(class_losses).sum() / num_sampled,

@@ -17,6 +17,7 @@ from dinox.matching import IGNORED
 from dinox.modeling.auxiliary.anchors import Anchors
 from dinox.structures import BACKGROUND, HeadPyramid, HeadSamples
 from dinox.utils.distributed import average_across_ranks
+from dinox.utils.gather import gather_rows
 
 Assign = Callable[[int, Tensor, Tensor], Tensor]
 """Image of the batch, its objects' boxes (M, 4), absolute xyxy, and labels (M,) -> (anchors on that image,) int64: the
@@ -79,7 +80,7 @@ def as_targets(assigned: Tensor, valid: Tensor, boxes: Sequence[Tensor], labels:
         positive=assigned >= 0,
         counted=valid & (assigned != IGNORED),
         valid=valid,
-        boxes=padded_boxes.gather(1, object_index[..., None].expand(-1, -1, 4)),
+        boxes=gather_rows(padded_boxes, object_index),
         labels=padded_labels.gather(1, object_index),
     )
 
@@ -94,17 +95,7 @@ def samples_of(pyramid: HeadPyramid, anchors: Anchors, targets: DenseTargets) ->
 
     def features_at(index: Tensor) -> Tensor:
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in pyramid.maps], dim=1)  # (B, S, D)
-        cells = index // anchors.per_cell  # (B, N)
-        return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
+        return gather_rows(tokens, index // anchors.per_cell)  # (B, N, D)
 
     boxes = (anchors.boxes * targets.valid[..., None]).detach()  # (B, P, 4)
     return HeadSamples(boxes=boxes, target_index=targets.target_index, features_at=features_at)
-
-
-def centerness(distances: Tensor) -> Tensor:
-    """(..., 4) distances to the left, top, right and bottom side -> (...), 1 in the middle of the box (FCOS, equation
-    3); 0 outside of it."""
-    left, top, right, bottom = distances.clamp(min=0).unbind(-1)
-    horizontal = torch.minimum(left, right) / torch.maximum(left, right)
-    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom)
-    return (horizontal * vertical).sqrt().nan_to_num()

@@ -1,8 +1,8 @@
 """Non-maximum suppression behind a ranking, within each class.
 
 Stable-DINO is tested with NMS behind its 300 best detections (table 6: 49.0 to 49.2 AP of DINO); Co-DINO with linear
-soft-NMS of its 900 best ones. Boxes are compared in absolute pixels as the model saw the image, before they are clipped
-to it.
+soft-NMS of its 900 best ones. Boxes are compared in absolute pixels as the model saw the image: by Stable-DINO's code
+before they are clipped to it, by Co-DINO's afterwards.
 
 Legend: M ranked detections of an image.
 """
@@ -73,7 +73,8 @@ class ClassSoftNMS(_Suppression):
 
     From the best detection on, the scores of all others of its class whose IoU with it is above ``iou_threshold`` are
     multiplied by 1 - IoU; the best of these is next. Then scores below ``min_score`` are left out, and the best
-    ``num_detections`` are kept; that the ranking gives fewer is logged as a warning.
+    ``num_detections`` are kept; that the ranking gives fewer is logged as a warning. Boxes are clipped to the image
+    first, as in the authors' code: what lies beyond it makes no two boxes differ, or overlap.
     """
 
     def __init__(
@@ -100,11 +101,13 @@ class ClassSoftNMS(_Suppression):
         self.min_score, self.num_detections = min_score, num_detections
 
     def suppress(self, found: Instances) -> Instances:
-        scores = soft_nms_scores(found.pred_boxes.tensor, found.scores, found.pred_classes, self.iou_threshold)
+        boxes = found.pred_boxes.clone()  # those before NMS stay as they are
+        boxes.clip(found.image_size)
+        scores = soft_nms_scores(boxes.tensor, found.scores, found.pred_classes, self.iou_threshold)
         order = scores.argsort(descending=True, stable=True)[: self.num_detections]
         order = order[scores[order] >= self.min_score]
         kept = found[order]
-        kept.scores = scores[order]
+        kept.pred_boxes, kept.scores = boxes[order], scores[order]
         return kept
 
 

@@ -21,6 +21,7 @@ from dinox.layers import BoxEmbedding, xavier_init
 from dinox.modeling.queries.placement import PlacedQueries
 from dinox.structures import BACKGROUND, HeadSamples, QueryContext, QueryGroup, inverse_sigmoid, xyxy_to_cxcywh
 from dinox.structures.boxes import image_size_as_box
+from dinox.utils.gather import gather_rows
 from dinox.utils.numbers import fewer
 from dinox.utils.precision import at_least_float32, coordinate_dtype
 from dinox.utils.suggest import did_you_mean
@@ -99,7 +100,7 @@ class PositiveQueries(nn.Module):
         samples = self._samples_of_head(context)
         choice = self.choose(samples, context)
         empty = None if choice.filled is None else ~choice.filled
-        boxes = _gather(samples.boxes, choice.index).to(coordinate_dtype(context.memory.tokens))
+        boxes = gather_rows(samples.boxes, choice.index).to(coordinate_dtype(context.memory.tokens))
         boxes = _normalised(boxes, context.image_sizes)
         placed = self.embedding(
             # Nobody sees an empty slot, but what it computes has to be finite: 0 times infinity is not 0.
@@ -118,7 +119,11 @@ class PositiveQueries(nn.Module):
 
     @torch.no_grad()
     def choose(self, samples: HeadSamples, context: QueryContext) -> Choice:
-        """Positives first, each kind in the order of the samples."""
+        """Positives first, each kind in the order of the samples.
+
+        Anchors in the padding of the batch, which have no size, only fill slots that nothing else is left for; the
+        authors' code draws them like any other background.
+        """
         positive = samples.target_index != BACKGROUND  # (B, P)
         available = positive.shape[1]
         size = max(self.fewest, min(self.most, int(positive.sum(1).amax())))  # a shape: the host has to know it
@@ -239,11 +244,6 @@ class PositiveAnchors(nn.Module):
 def _inside(boxes: Tensor) -> Tensor:
     """Boxes that begin and end ``_BORDER`` inside of the image."""
     return inverse_sigmoid(at_least_float32(boxes), _BORDER).sigmoid()
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """(B, P, C) at (B, N) -> (B, N, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _normalised(xyxy: Tensor, image_sizes: Sequence[tuple[int, int]]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dinox.layers import make_box_head, make_class_head, xavier_init
 from dinox.structures import Memory, Proposals, Targets
+from dinox.utils.gather import gather_rows
 from dinox.utils.numbers import fewer
 from dinox.utils.precision import at_least_float32
 
@@ -106,8 +107,8 @@ class QuerySelection(_TokenHeads):
             with torch.no_grad():
                 selected = self._best_tokens(self._scores(tokens), memory)
         # Heads run again on the selected tokens alone: nothing of the others has to be kept for the backward pass.
-        features = self.norm(self.projection(_gather(tokens, selected)))  # (B, N, D)
-        logits, boxes = self._propose(features, _gather(anchors, selected))
+        features = self.norm(self.projection(gather_rows(tokens, selected)))  # (B, N, D)
+        logits, boxes = self._propose(features, gather_rows(anchors, selected))
         return Proposals(
             features=features.detach(),
             anchors=boxes.detach(),
@@ -139,15 +140,10 @@ class ClassAgnosticSelection(_TokenHeads):
             rounded = logits.dtype in (torch.bfloat16, torch.float16)
             selected = self._best_tokens(self._scores(tokens) if rounded else self.class_score(logits), memory)
         return Proposals(
-            features=_gather(features, selected).detach(),
-            anchors=_gather(boxes, selected).detach(),
+            features=gather_rows(features, selected).detach(),
+            anchors=gather_rows(boxes, selected).detach(),
             logits=logits,
             boxes=boxes,
             padding_mask=self._padding_mask(memory, selected),
             target_view=Targets.as_one_class,
         )
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """(B, S, C) at (B, N) -> (B, N, C)."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

@@ -52,6 +52,38 @@ def test_proposal_losses_of_zero_outputs_are_log_2_and_the_distance_of_the_delta
     assert sampled == pytest.approx(round(sampled), abs=1e-3) and 200 < round(sampled) <= 256 < count
 
 
+@pytest.mark.parametrize(
+    ("sampled", "divisor"),
+    [
+        ([([0, 1], [2, 3, 4]), ([5], [6])], 7),
+        ([([], [2, 3, 4]), ([5], [6])], 1 + 3 + 2),  # an image without objects
+        ([([], []), ([5], [])], 2 + 2),  # one without anchors, one without background
+    ],
+    ids=["both", "no positives", "nothing"],
+)
+def test_an_image_without_positives_or_background_counts_as_if_it_had_one(sampled, divisor):
+    """Zero logits: log 2 for every sampled anchor, divided by what the authors' code divides by."""
+    proposals = RegionProposals(embed_dim=EMBED_DIM)
+    for parameter in proposals.parameters():
+        parameter.data.zero_()
+    parts = iter([Sampled(*(torch.tensor(part, dtype=torch.int64) for part in image)) for image in sampled])
+    proposals.sample = lambda assigned, generator: next(parts)
+    assigned_somewhere = [make_objects(size, 1) for size in SIZES]
+    _, losses = proposals(make_pyramid(SIZES), assigned_somewhere)
+    count = sum(len(part) for image in sampled for part in image)
+    assert losses["rpn_class"].item() == pytest.approx(count * math.log(2) / divisor, rel=1e-5)
+
+
+def test_few_anchors_are_all_sampled_and_divided_by():
+    """A pyramid of 18 anchors, all background: without objects one positive more."""
+    proposals = RegionProposals(embed_dim=EMBED_DIM)
+    for parameter in proposals.parameters():
+        parameter.data.zero_()
+    _, losses = proposals(make_pyramid([(8, 16)], strides=(8,)), [make_objects((8, 16), 0)])
+    assert losses["rpn_class"].item() == pytest.approx(18 * math.log(2) / 19, rel=1e-5)
+    assert losses["rpn_bbox"].item() == 0
+
+
 def test_proposals_lie_inside_of_the_image_and_are_no_more_than_asked_for():
     proposals = RegionProposals(embed_dim=EMBED_DIM)
     found, losses = proposals(make_pyramid(SIZES))

@@ -163,6 +163,23 @@ def test_the_weight_of_paas_iou_scales_its_loss_only_and_chooses_nothing():
     assert factors == pytest.approx({"class": 1, "giou": 1, "iou": 2}, rel=1e-5)
 
 
+def test_paa_divides_the_class_loss_by_images_where_positives_are_fewer():
+    """One positive in the first of two images: the class loss is a sum over all anchors on an image, divided by 2; the
+    IoU's is divided by 1."""
+    head, pyramid = make_head(PAAHead), make_pyramid(SIZES)
+    head.assign = lambda anchors, predictions, image, boxes, labels: torch.cat(
+        [torch.full((1,), -1 if image else 0), torch.full((len(anchors.of_image(image)) - 1,), -1)]
+    )
+    instances = [make_objects(size, 1, seed=3) for size in SIZES]
+    output = head(pyramid, instances)
+    anchors = list(all_anchors(head, pyramid, instances, output.samples.target_index))
+    (positive,) = (a for a in anchors if a.box is not None)
+    found = {name: loss.item() for name, loss in output.losses.items()}
+    assert found["class"] == pytest.approx(sum(focal(a.logits, a.label) for a in anchors if a.on_image) / 2, rel=1e-4)
+    iou = iou_of(decode(positive.anchor, positive.predicted, SMALL_STDS), positive.box)
+    assert found["iou"] == pytest.approx(0.5 * cross_entropy(positive.quality, iou), rel=1e-4)
+
+
 def test_paa_chooses_positives_by_what_it_predicts():
     """Other weights, same objects and anchors: other positives."""
     pyramid, instances = make_pyramid(SIZES), [make_objects(size, 5) for size in SIZES]
