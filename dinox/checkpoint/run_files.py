@@ -26,7 +26,7 @@ TAG = "last_checkpoint"
 def save(content: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write a checkpoint. Raises CheckpointError if the disk is full or breaks; what was there is kept."""
     with writing_errors(path), written_whole(path) as temporary, open(temporary, "wb") as file:
-        # torch's own way to a file ends the process if closing it fails.
+        # Not by its name: errors of torch's own files do not say what the disk said.
         torch.save(dict(content), file)
 
 
@@ -79,8 +79,8 @@ def last_whole(folder: str | os.PathLike) -> Path | None:
         return path
     if problems:
         raise CheckpointError(
-            f"{folder}: no checkpoint in it is whole ({'; '.join(problems)}). Copy one from elsewhere, or start anew in "
-            "another folder"
+            f"{folder}: no checkpoint in it is whole ({'; '.join(problems)}). Copy one from elsewhere, or start anew "
+            "in another folder"
         )
     return None
 
@@ -95,7 +95,7 @@ def tagged_file(folder: Path) -> Path | None:
         raise CheckpointError(f"{folder / TAG}: {error.strerror or error}") from error
     if name and (name in (".", "..") or os.path.basename(name) != name):
         raise CheckpointError(
-            f"{folder / TAG}: expected the name of a file in {folder}, got {name!r}. Write the name of a checkpoint there"
+            f"{folder / TAG}: expected the name of a file in {folder}, got {name!r}. Write a checkpoint's name there"
         )
     return folder / name if name else None
 

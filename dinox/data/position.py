@@ -1,7 +1,7 @@
 """How far a run is in its stream of training images, in numbers that workers, ranks and batches do not change.
 
-The stream is that of all ranks together: rank r of W takes the images numbered r, r + W, r + 2 W, ... Images are counted
-when they are trained on, not when a worker reads them ahead. Grouping by aspect ratio lets some wait until there are
+The stream is that of all ranks together: rank r of W takes the images numbered r, r + W, r + 2 W, ... Images count when
+they are trained on, not when a worker reads them ahead. Grouping by aspect ratio lets some wait until there are
 enough of their kind; those are told by their numbers, so that a resumed run waits with the same ones.
 """
 

@@ -101,8 +101,8 @@ def _seed_of(sampler: Sampler) -> int | None:
 
 
 def _leave_signals_to_the_main_process() -> None:
-    """In a worker. Ctrl-C and many schedulers signal a whole process group: training is to finish its step, for which it
-    needs the workers, and ends them itself afterwards."""
+    """In a worker. Ctrl-C and many schedulers signal a whole process group: training is to finish its step, which takes
+    workers, and ends them itself afterwards."""
     if get_worker_info() is not None:
         # Not ignored: the main process ends workers by SIGTERM.
         os.setpgid(0, 0)

@@ -221,8 +221,7 @@ class SkippingLoader:
     def load_state_dict(self, ranks: Sequence[dict[str, Any]]) -> Sequence[str]:
         """``ranks``: the states of all ranks, however many those were, in their order.
 
-        Returns what stands against going on exactly there, in sentences. There: a seed is taken over even if the config
-        has another one.
+        Returns what stands against going on exactly there, in sentences. The seed of the states is taken over.
         """
         position = Position.of_all([Position.from_state(rank["position"]) for rank in ranks])
         self._sampler.start, self._sampler.seed = position, ranks[0]["seed"]
@@ -234,8 +233,14 @@ class SkippingLoader:
             )
         if not self._sampler.repeats_its_order:
             name = type(self._sampler.sampler).__name__
-            problems.append(f"whether the sampler {name} repeats its order is up to it; {position.images} are passed over")
+            problems.append(
+                f"whether the sampler {name} repeats its order is up to it; {position.images} images are passed over"
+            )
         return problems
+
+    def pass_over(self, images: int) -> None:
+        """Begin after so many images, of all ranks together."""
+        self._sampler.start = Position(images)
 
     def _is_news(self) -> bool:
         """Is the first image left out, and is there no other rank to talk to? That need not wait."""

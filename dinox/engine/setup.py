@@ -6,6 +6,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.checkpoint.run_files import remove_leftovers_of_killed
 from dinox.engine.logs import RunLog
 
 logger = logging.getLogger(__name__)
@@ -77,9 +79,16 @@ def resolve_device(configured: str, *, requested: str | None = None, setting: st
     return torch.device("cpu")
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, differently on each rank. Negative: another seed in each run, which is logged."""
-    seed_all_rng(None if seed < 0 else seed + comm.get_rank())
+def seed_everything(seed: int) -> int:
+    """Seed Python, numpy and torch, differently on each rank. Returns the seed.
+
+    Negative: another one in each run, the same on all ranks, which is logged.
+    """
+    if seed < 0:
+        seed = comm.all_gather(secrets.randbelow(2**31))[0]
+        logger.info("No train.seed: the seed of this run is %d", seed)
+    seed_all_rng(seed + comm.get_rank())
+    return seed
 
 
 @contextmanager
@@ -111,6 +120,8 @@ def locked_output_folder(folder: str | os.PathLike, *, setting: str = "train.out
     """
     lock = _lock(Path(folder), setting) if comm.is_main_process() else None
     try:
+        if lock is not None:
+            remove_leftovers_of_killed(folder)
         comm.synchronize()  # the other ranks write nothing either before the folder is theirs
         yield
     finally:

@@ -71,7 +71,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
     Content and name are on the disk, and not only on their way to it, when this returns. A file that is replaced hands
     on its permissions; of a link, the file that it leads to is replaced. When the block fails, the temporary file is
-    removed and what was at ``path`` stays; of a process that is killed it is left over, ``remove_leftovers`` removes it.
+    removed and what was at ``path`` stays. A process that is killed leaves it over, see ``remove_leftovers``.
     """
     path = Path(os.path.realpath(path))
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_NAME_PART]}.", suffix=_TEMPORARY)
