@@ -1,8 +1,8 @@
 """What a checkpoint holds beside weights and optimizer so that a resumed run is the one that was not interrupted.
 
 Of each rank the states of its random number generators and its position in the data; of the run its seed, its batch
-size and its config. Resumed on as many ranks with the same batch, the run goes on as if nothing had happened: bit for bit on
-the CPU. Otherwise it goes on after as many images:
+size and its config. Resumed on as many ranks with the same batch, the run goes on as if nothing had happened: bit for
+bit on the CPU. Otherwise it goes on after as many images:
 
 * another number of ranks: the images that were not trained on are shared out anew, none is lost or comes twice; random
   numbers are seeded anew from (seed, iteration, rank);
@@ -86,7 +86,7 @@ class RunState:
             logger.warning("Resuming not exactly: %s", problem)
 
     def start(self, done: int) -> int:
-        """The iteration to continue with. ``done``: those of the checkpoint. Comes after ``load``, if that is called."""
+        """The iteration to continue with. ``done``: the checkpoint's. Comes after ``load``, if that is called."""
         if self._resumed is None:
             self._reseed = done > 0
             if self._reseed:
