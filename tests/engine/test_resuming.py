@@ -1,23 +1,29 @@
 """A run that was stopped anywhere and resumed is the one that was not stopped, bit for bit: rows 35 and 36."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
 from dinox.config import load_config
 from dinox.data import CopyPaste, RepeatFactorSampling, large_scale_jitter
+from dinox.data.position import Position
 from dinox.engine import Trainer, TrainingStopped, train
 from dinox.engine.run_state import plain_settings
 from tests.data.coco_files import write_image
 from tests.engine.conftest import TINY_CONFIG, TINY_DINO_CONFIG
 from tests.engine.tiny import TinyDetector
+from tests.modeling.test_distributed import TIME_LIMIT, free_port
 
 MIXED = "dinox_tiny_mixed"
 STEPS = 7
@@ -214,6 +220,53 @@ def test_row_35_evaluation_draws_nothing_from_the_numbers_of_training(tmp_path, 
     for each in (cfg, evaluating):
         train(each, console="off")
     assert_same(final(cfg), final(evaluating))
+
+
+def train_on_a_rank(rank, port, cfg, resume, stopped):
+    """SIGTERM reaches the second rank only."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+    run_step = Trainer.run_step
+
+    def interrupted(self):
+        if rank == 1 and self.iter == stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        run_step(self)
+
+    Trainer.run_step = interrupted
+    try:
+        train(cfg, resume=resume, console="off")
+    except TrainingStopped as stop:
+        (Path(cfg.train.output_dir) / f"stopped.{rank}").write_text(stop.message)
+
+
+def on_two_ranks(cfg, *, resume=False, stopped=None):
+    mp.start_processes(train_on_a_rank, (free_port(), cfg, resume, stopped), nprocs=2, start_method="fork")
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+def test_row_35_two_ranks_stop_together_and_go_on_together(tmp_path, capfd):
+    whole, cfg = (mixed_cfg(tmp_path / name, overrides=["dataloader.train.total_batch_size=4"]) for name in ("a", "b"))
+    on_two_ranks(whole)
+    on_two_ranks(cfg, stopped=3)
+    for rank in range(2):
+        message = (tmp_path / "b" / f"stopped.{rank}").read_text()
+        assert message == "stopped by SIGTERM after 4 iterations; --resume continues"
+    shutil.copytree(tmp_path / "b", tmp_path / "alone")
+    on_two_ranks(cfg, resume=True)
+    ranks = final(cfg)["trainer"]["hooks"]["RunCheckpoints"]["ranks"]
+    assert not torch.equal(ranks[0]["random"]["torch"], ranks[1]["random"]["torch"])
+    assert_same(final(cfg), final(whole))
+    # Row 36: one rank takes over.
+    cfg.train.output_dir = str(tmp_path / "alone")
+    capfd.readouterr()
+    train(cfg, resume=True)
+    out = capfd.readouterr().out
+    assert ["number", "of", "processes", "2", "1"] in [line.split() for line in out.splitlines()]
+    assert "Random numbers are seeded anew from (seed 1, iteration, rank)" in out
+    (alone,) = final(cfg)["trainer"]["hooks"]["RunCheckpoints"]["ranks"]
+    assert Position.from_state(alone["data"]["position"]).images == STEPS * 4
 
 
 def test_row_36_a_checkpoint_without_the_state_says_so_and_passes_over_the_images(tmp_path, stop_in, capsys):
