@@ -42,6 +42,7 @@ CHECKPOINT_MARK = "last_checkpoint"
 """The file in which detectron2 names the last checkpoint of a folder."""
 _COLUMNS = ["path", "image id", "cause"]
 _LISTED = 10
+_LOST_WORKER = "DataLoader worker"  # torch's words
 
 
 class ReadableImages(Dataset):
@@ -182,6 +183,8 @@ class SkippingLoader:
         self._csv = None if output_dir is None else Path(output_dir) / f"{SKIPPED_FILE}{rank}"
         self._earlier = _rows_of_resumed_run(self._csv)
         self._told = self._listed = 0  # of the bad images, how many were in the log and on the list
+        self.lost_workers = False
+        """Did a worker's end keep it from giving the next batch? The position is still that behind the last one."""
 
     def __iter__(self) -> Iterator[list[dict]]:
         """Raises DataError when too many images cannot be read."""
@@ -209,6 +212,11 @@ class SkippingLoader:
             return next(batches, None)
         except TooManyBadImages as error:
             raise self._too_many() from error
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            self.lost_workers = is_lost_worker(error)
+            if isinstance(error, RuntimeError) or not self.lost_workers:
+                raise
+            raise RuntimeError(f"{_LOST_WORKER} does not answer: {error}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's: tensors and numbers only. To be asked for between a step's end and the next batch."""
@@ -306,6 +314,14 @@ class SkippingLoader:
             logger.warning("The list of skipped images %s cannot be written: %s", self._csv, error.strerror)
             self._csv = None
         self._listed = len(rows)
+
+
+def is_lost_worker(error: Exception) -> bool:
+    """What torch raises where a worker was killed: a RuntimeError in the midst of anything, or what comes of asking the
+    worker for a batch."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(_LOST_WORKER)
+    return not str(error).startswith("Caught ")  # of the worker itself, alive
 
 
 def _row(record: dict, cause: str) -> list[str]:

@@ -11,6 +11,8 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from dinox.checkpoint import Checkpointer, CheckpointError
+from dinox.data.errors import DataError
+from dinox.data.skipping import is_lost_worker
 from dinox.engine.run_state import RunState
 from dinox.engine.stopping import StopSignals, TrainingStopped
 from dinox.utils.random_state import unchanged_random_state
@@ -68,11 +70,35 @@ class RunCheckpoints(hooks.PeriodicCheckpointer):
             raise TrainingStopped(stop, steps=self._done)
 
     def after_train(self) -> None:
-        """Also when training failed. What ``interruptible`` was cut off is not saved yet."""
-        self._signals.remove()
-        interrupted = self._signals.received is not None and comm.get_world_size() == 1
-        if interrupted and self._done is not None and self._done == self.trainer.iter + 1 != self._saved:
+        """Also when training failed. What a signal cut off between two steps is not saved yet."""
+        try:
+            self._save_what_was_cut_off()
+        finally:
+            self._signals.remove()
+
+    def _save_what_was_cut_off(self) -> None:
+        if self._signals.received is None or comm.get_world_size() > 1 or self._done in (None, self._saved):
+            return
+        if self.trainer.iter == self._done and self.run_state.lost_workers:
+            self.trainer.iter -= 1  # the next step had begun, but changed nothing
+        if self.trainer.iter == self._done - 1:
             self._save_on_all_ranks(is_needed=True)
+
+    @contextmanager
+    def explained_losses_of_workers(self) -> Iterator[None]:
+        """Around training. Raises TrainingStopped where a signal to all processes ended them, and DataError else."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_lost_worker(error):
+                raise
+            if self._signals.received is not None and self._saved == self._done is not None:
+                raise TrainingStopped(self._signals.received, steps=self._saved) from error
+            raise DataError(
+                f"a process that reads training images was ended from outside ({str(error).strip()}). If memory ran "
+                "out (the system's log tells), lower dataloader.train.num_workers or enlarge /dev/shm. Saved "
+                "checkpoints are intact: --resume continues"
+            ) from error
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:

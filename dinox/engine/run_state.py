@@ -64,6 +64,11 @@ class RunState:
         shared = {"seed": self._seed, "total_batch_size": self._batch, "settings": self._settings}
         return {"ranks": list(ranks), **shared}
 
+    @property
+    def lost_workers(self) -> bool:
+        """Did training end because the next batch did not come?"""
+        return getattr(self._loader, "lost_workers", False)
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from ``of_run``'s: the data from its next iterator on, random numbers by ``set_random_numbers``."""
         self._resumed, self._seed = dict(state), state["seed"]

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from dinox.checkpoint.run_files import remove_leftovers_of_killed
 from dinox.engine.logs import RunLog
@@ -127,6 +129,18 @@ def locked_output_folder(folder: str | os.PathLike, *, setting: str = "train.out
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def check_space(folder: str | os.PathLike, model: nn.Module, *, setting: str = "train.output_dir") -> None:
+    """Raises ValueError if there is not enough for one checkpoint: weights and, as in Adam, two averages of each."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    needed = weights + 2 * sum(each.nbytes for each in model.parameters() if each.requires_grad)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{setting}={folder}: {free / 1e9:.1f} GB are free, and a checkpoint takes about {needed / 1e9:.1f} GB. Make "
+            f"room, or give another {setting}"
+        )
 
 
 def check_output_folder_is_free(folder: str | os.PathLike, *, setting: str = "train.output_dir") -> None:

@@ -45,6 +45,8 @@ class StopSignals:
             self._before = {each: signal.signal(each, self._note) for each in SIGNALS}
 
     def remove(self) -> None:
+        """After a signal, torch's own watch for the end of workers stays away: they may be ending just now. Then it
+        takes some seconds more to notice."""
         for each, handler in self._before.items():
             signal.signal(each, signal.SIG_DFL if handler is None else handler)
         self._before = {}
@@ -78,6 +80,9 @@ class StopSignals:
             signal.raise_signal(number)
             return
         self._received = number
+        # Where the workers got the signal too, torch would raise in the midst of the step. What they have read ahead
+        # may be enough to finish it; else it raises when the next batch does not come.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if self._at_once:
             raise TrainingStopped(number)
         if comm.is_main_process():

@@ -36,6 +36,7 @@ from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import (
     check_output_folder_is_free,
     check_settings,
+    check_space,
     opened_output_folder,
     resolve_device,
     seed_everything,
@@ -85,11 +86,13 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
         run = _TrainingRun(cfg, device=resolved, resume=resume, evaluation=evaluation, seed=seed)
         # Nothing is left that can be checked.
         with opened_output_folder(cfg.train.output_dir, cfg=cfg, log=log) as output_dir, closing(run):
+            check_space(output_dir, run.model)
             logger.debug("Model:\n%s", run.model)
             logger.info("Training from iteration %d to %d", run.start, cfg.train.max_iter)
             logger.info("%s on %d x %s; output: %s", run.precision, comm.get_world_size(), resolved.type, output_dir)
             run.register_writers()
-            run.trainer.train(run.start, cfg.train.max_iter)
+            with run.checkpoints.explained_losses_of_workers():
+                run.trainer.train(run.start, cfg.train.max_iter)
             run.report_skipped_images()
         return run.results
 
@@ -202,12 +205,12 @@ class _TrainingRun:
 
     def _make_hooks(self) -> list[HookBase | None]:
         train = self.cfg.train
-        self._checkpoints = RunCheckpoints(self.checkpointer, run_state=self.run_state, **train.checkpointer)
+        self.checkpoints = RunCheckpoints(self.checkpointer, run_state=self.run_state, **train.checkpointer)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
             self._make_matching_hook(),  # before the checkpoint is written, which shall hold its state
-            self._checkpoints,
+            self.checkpoints,
             hooks.EvalHook(train.eval_period, self._evaluate),
             RunClock(epochs_per_iteration=_epochs_per_iteration(self.cfg)),
         ]
@@ -241,7 +244,7 @@ class _TrainingRun:
 
     def _evaluate(self) -> Results:
         if self._evaluation is not None:
-            with self._checkpoints.interruptible():
+            with self.checkpoints.interruptible():
                 self.results = self._evaluation(self.trainer.model)
         return self.results
 

@@ -27,7 +27,7 @@ from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
-from dinox.engine.setup import check_output_folder_is_free, check_settings, locked_output_folder
+from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
@@ -43,8 +43,9 @@ class DinoxTrainer(DefaultTrainer):
     What differs: AdamW with the papers' parameter groups, the whole gradient clipped; dinox's mapper, loader and checks
     of the data, before anything is built; ``MODEL.DEVICE: cuda`` falls back to the CPU where there is no GPU; mixed
     precision is bf16 unless ``MODEL.DINOX.OVERRIDES`` has ``train.amp.dtype=fp16``; a loss that is not finite is an
-    error that names the images; weights that do not fit are an error; checkpoints hold optimizer, schedule and scaler
-    on every detectron2, so that a resumed run goes on where it was.
+    error that names the images; weights that do not fit are an error; checkpoints hold optimizer, schedule, scaler, random
+    numbers and the position in the data on every detectron2, so that a resumed run is the one that was not interrupted;
+    SIGTERM and Ctrl-C finish the step, save and raise TrainingStopped, a SystemExit with 143 or 130.
 
     The methods that DefaultTrainer offers for overriding (``build_optimizer``, ``build_train_loader``, ...) are there.
 
@@ -149,7 +150,9 @@ class DinoxTrainer(DefaultTrainer):
         return [*before, *self._checkpoints_and_evaluation(), *after]
 
     def _checkpoints_and_evaluation(self) -> tuple[HookBase, HookBase]:
-        checkpoints = RunCheckpoints(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, run_state=self._run_state)
+        self._checkpoints = checkpoints = RunCheckpoints(
+            self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, run_state=self._run_state
+        )
 
         def evaluate() -> dict[str, Any]:
             with checkpoints.interruptible():
@@ -166,7 +169,9 @@ class DinoxTrainer(DefaultTrainer):
         Raises ValueError if another process trains into ``OUTPUT_DIR``.
         """
         with _logging_as_detectron2(), locked_output_folder(self.cfg.OUTPUT_DIR, setting="OUTPUT_DIR"):
-            super().train()
+            check_space(self.cfg.OUTPUT_DIR, self.model, setting="OUTPUT_DIR")
+            with self._checkpoints.explained_losses_of_workers():
+                super().train()
             if isinstance(self.data_loader, SkippingLoader):
                 self.data_loader.summarise()
         return getattr(self, "_last_eval_results", {})

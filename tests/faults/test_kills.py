@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -254,6 +255,14 @@ def test_row_33_a_real_limit_while_a_checkpoint_is_written(tmp_path):
     assert load(tmp_path) == 0
 
 
+def test_row_33_a_disk_without_space_for_one_checkpoint_shows_at_the_start(short_cfg, monkeypatch):
+    usage = shutil.disk_usage(os.getcwd())
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
+    with pytest.raises(ValueError, match=r"train\.output_dir=\S+run: 0\.0 GB are free, .* about 0\.0 GB"):
+        train(short_cfg, console="off")
+    assert saved(short_cfg) == []
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """full_disk(k, ...): these saves, counted from 0, find no space."""
@@ -353,6 +362,45 @@ def test_row_38_a_signal_to_the_whole_group_finishes_the_step_and_saves(running,
     cfg.train.max_iter = steps + 1
     train(cfg, resume=True, console="off")
     assert "model_final.pth" in saved(cfg)
+
+
+def workers_of(process):
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("first", ["workers", "training"])
+def test_row_38_a_signal_to_each_process_alone_saves_what_was_done(running, tmp_path, first):
+    """As slurm sends it. Workers end at once; the step goes on if it has its batch."""
+    process, cfg = running
+    both = [*workers_of(process), process]
+    assert len(both) == 3
+    for pid in both if first == "workers" else reversed(both):
+        os.kill(pid, signal.SIGTERM)
+    _, status = os.waitpid(process, 0)
+    if first == "workers" and os.waitstatus_to_exitcode(status) == 2:  # it noticed before its own signal came
+        assert "was ended from outside" in (tmp_path / "stderr").read_text()
+        return
+    assert os.waitstatus_to_exitcode(status) == 143, (tmp_path / "stderr").read_text()
+    (name,) = saved(cfg)
+    content = torch.load(Path(cfg.train.output_dir) / name, weights_only=True)
+    data = content["trainer"]["hooks"]["RunCheckpoints"]["ranks"][0]["data"]["position"]
+    assert data["end"] - len(data["waiting"]) == 4 * (content["iteration"] + 1)
+    assert content["trainer"]["iteration"] == content["iteration"]
+
+
+@pytest.mark.timeout(60)
+def test_row_38_a_worker_that_is_killed_is_told_with_its_cure(running, tmp_path):
+    process, _ = running
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 2
+    err = (tmp_path / "stderr").read_text()
+    for text in (
+        "reads training images was ended from outside (DataLoader worker",
+        "lower dataloader.train.num_workers",
+    ):
+        assert text in err
 
 
 def test_row_38_a_second_signal_ends_at_once(short_cfg, monkeypatch):
