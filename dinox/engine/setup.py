@@ -138,8 +138,8 @@ def check_space(folder: str | os.PathLike, model: nn.Module, *, setting: str = "
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"{setting}={folder}: {free / 1e9:.1f} GB are free, and a checkpoint takes about {needed / 1e9:.1f} GB. Make "
-            f"room, or give another {setting}"
+            f"{setting}={folder}: {free / 1e9:.1f} GB are free, and a checkpoint takes about {needed / 1e9:.1f} GB. "
+            f"Make room, or give another {setting}"
         )
 
 

@@ -43,9 +43,9 @@ class DinoxTrainer(DefaultTrainer):
     What differs: AdamW with the papers' parameter groups, the whole gradient clipped; dinox's mapper, loader and checks
     of the data, before anything is built; ``MODEL.DEVICE: cuda`` falls back to the CPU where there is no GPU; mixed
     precision is bf16 unless ``MODEL.DINOX.OVERRIDES`` has ``train.amp.dtype=fp16``; a loss that is not finite is an
-    error that names the images; weights that do not fit are an error; checkpoints hold optimizer, schedule, scaler, random
-    numbers and the position in the data on every detectron2, so that a resumed run is the one that was not interrupted;
-    SIGTERM and Ctrl-C finish the step, save and raise TrainingStopped, a SystemExit with 143 or 130.
+    error that names the images; weights that do not fit are an error; checkpoints hold optimizer, schedule, scaler,
+    random numbers and the position in the data on every detectron2, so that a resumed run is the one that was not
+    interrupted; SIGTERM and Ctrl-C finish the step, save and raise TrainingStopped, a SystemExit with 143 or 130.
 
     The methods that DefaultTrainer offers for overriding (``build_optimizer``, ``build_train_loader``, ...) are there.
 
