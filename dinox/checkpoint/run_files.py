@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 TAG = "last_checkpoint"
 """detectron2's: the file that names the last checkpoint of its folder."""
 
+RUN_STATE = "RunCheckpoints"
+"""The hook of ``dinox.engine`` whose state is that of the run, under "hooks" of the trainer's."""
+
 
 def save(content: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Write a checkpoint. Raises CheckpointError if the disk is full or breaks; what was there is kept."""
@@ -101,23 +104,27 @@ def tagged_file(folder: Path) -> Path | None:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """The files of this folder that a run can be resumed from, by their iteration."""
+    """The files of this folder that a run can be resumed from, by the images that they were trained on."""
     found = []
     for path in folder.glob("*.pth"):
-        iteration = _iteration(path)
-        if iteration is not None:
-            found.append((iteration, path.stat().st_mtime_ns, path))
+        images = _images(path)
+        if images is not None:
+            found.append((images, path.stat().st_mtime_ns, path))
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def _iteration(path: Path) -> int | None:
-    """None: a file that is none of a run, or so broken that it does not say."""
+def _images(path: Path) -> int | None:
+    """Iterations where the batch is not told. None: a file that is none of a run, or so broken that it does not say."""
     try:
         content = read_checkpoint(str(path), trusted=True, mapped=True)
     except CheckpointError:
         return None
-    iteration = content.get("iteration")
-    return iteration if isinstance(iteration, int) and "trainer" in content else None
+    iteration, trainer = content.get("iteration"), content.get("trainer")
+    if not isinstance(iteration, int) or not isinstance(trainer, Mapping):
+        return None
+    # A run that was resumed with larger batches counts fewer iterations than before.
+    batch = trainer.get("hooks", {}).get(RUN_STATE, {}).get("total_batch_size")
+    return (iteration + 1) * (batch or 1)
 
 
 def remove_leftovers_of_killed(folder: str | os.PathLike) -> None:

@@ -21,6 +21,7 @@ from dinox.checkpoint import Checkpointer, CheckpointError, run_files
 from dinox.cli.running import guarded
 from dinox.config import load_config
 from dinox.engine import Trainer, train
+from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.utils import whole_files
 from tests.engine.conftest import TINY_CONFIG
 
@@ -225,6 +226,15 @@ def test_row_34_a_tag_that_leads_out_of_the_folder(tmp_path, tag):
     (tmp_path / "last_checkpoint").write_text(tag)
     with pytest.raises(CheckpointError, match="last_checkpoint: expected the name of a file in"):
         make_checkpointer(tmp_path).get_checkpoint_file()
+
+
+def test_row_34_the_newest_has_seen_most_images_not_most_iterations(tmp_path):
+    for name, iteration, batch in (("before", 99, 2), ("after", 60, 4)):
+        state = {"iteration": iteration, "hooks": {run_files.RUN_STATE: {"total_batch_size": batch}}}
+        torch.save({"model": {}, "iteration": iteration, "trainer": state}, tmp_path / f"{name}.pth")
+        os.utime(tmp_path / f"{name}.pth", (0, 0))
+    assert RunCheckpoints.__qualname__ == run_files.RUN_STATE
+    assert [file.stem for file in run_files.newest_first(tmp_path)] == ["after", "before"]
 
 
 def test_row_34_nothing_whole_is_an_error_and_nothing_at_all_none(tmp_path):
