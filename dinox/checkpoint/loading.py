@@ -8,11 +8,13 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from dinox.checkpoint import run_files
 from dinox.checkpoint.pretrained import read_pretrained
 from dinox.checkpoint.reading import CheckpointError, LocalFile, check_weights, local_file, read_checkpoint
 from dinox.checkpoint.tensor_files import ENTRY
@@ -105,10 +107,39 @@ class Checkpointer(DetectionCheckpointer):
     description: dict[str, Any] | None = None
     """What the files say about themselves, see ``dinox.checkpoint.describe``."""
 
+    _written: str | None = None
+    """The file that this object tagged."""
+
     def save(self, name: str, **kwargs: Any) -> None:
-        """The stock method; the file gets the ``description`` as well."""
-        own = {} if self.description is None else {ENTRY: self.description}
-        super().save(name, **own | kwargs)
+        """The stock method, whole or not at all (see ``run_files``); the file gets the ``description`` as well.
+
+        Raises CheckpointError if the disk is full or breaks.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        content |= {} if self.description is None else {ENTRY: self.description}
+        file = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", file)
+        run_files.save(content | kwargs, file)
+        self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        run_files.tag(self.save_dir, last_filename_basename)
+        self._written = last_filename_basename
+
+    def has_checkpoint(self) -> bool:
+        """Also without a tag: a run may have been killed before it wrote its first."""
+        folder = Path(self.save_dir)
+        return folder.is_dir() and ((folder / run_files.TAG).exists() or bool(run_files.newest_first(folder)))
+
+    def get_checkpoint_file(self) -> str:
+        """The last one, verified (see ``run_files.last_whole``, and for errors); an empty text if there is none."""
+        tagged = run_files.tagged_file(Path(self.save_dir))
+        if tagged is not None and tagged.name == self._written:  # asked after each save: nobody else writes there
+            return str(tagged)
+        return str(run_files.last_whole(self.save_dir) or "")
 
     def load(self, path: str, *args: Any, purpose: Purpose | None = None, **kwargs: Any) -> dict[str, Any]:
         """The stock method, which takes any file; with a ``purpose``, only what is enough for it (see ``require``)."""

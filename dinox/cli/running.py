@@ -18,6 +18,7 @@ from dinox.config.calls import innermost_evaluator, parameters
 from dinox.data import DataError
 from dinox.engine import evaluate, train
 from dinox.engine.launching import check_launch, launch
+from dinox.engine.stopping import TrainingStopped
 from dinox.utils.json_files import write_json
 
 DEBUG_VARIABLE = "DINOX_DEBUG"
@@ -31,11 +32,16 @@ EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
     """Do the work and return the exit code. An error that a user can mend becomes one line on stderr.
 
+    Training that SIGTERM or Ctrl-C stopped gives 143 or 130, with a checkpoint; Ctrl-C in other work 130.
+
     All others keep their traceback, and with ``debug`` or the environment variable DINOX_DEBUG every error does.
     """
     _print_any_file_name()
     try:
         return work() or 0
+    except TrainingStopped as stopped:
+        print(f"dinox: {stopped.message}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print("dinox: interrupted", file=sys.stderr)
         return INTERRUPTED

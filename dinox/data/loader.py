@@ -1,11 +1,13 @@
 """Dataset dicts, and batches of them: on detectron2's own loaders."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 from detectron2.data import build_detection_train_loader
 from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
 from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 from dinox.data.checks import check_image_paths, check_registered, explain_by_json, known_classes, load_dataset
@@ -36,14 +38,15 @@ def build_train_loader(
 ) -> SkippingLoader:
     """detectron2's ``build_detection_train_loader``, which goes on when a few images cannot be read.
 
-    An image that is missing or damaged is replaced by another one, the same each time, and counted.
+    An image that is missing or damaged is replaced by another one, the same each time, and counted. Batches and
+    augmentations do not depend on the number of workers.
 
     Args:
         dataset: dicts in detectron2's format.
         mapper: from a dict to a model's input, as ``DetectionMapper``.
         total_batch_size, num_workers, aspect_ratio_grouping: detectron2's.
         sampler: detectron2's, or a function that makes one for the dicts, such as ``RepeatFactorSampling``. None: all
-            images alike, in random order.
+            images alike, in random order. Augmentations depend on the sampler's seed and on the place in its stream.
         copy_paste: pastes objects of other images, which needs a mapper that gives masks. None: nothing is pasted.
         max_bad: the share of the images, 0 to 1, that may be left out; rounded up, so that it is one image at least
             unless it is 0. Training ends with a DataError when there are more.
@@ -54,17 +57,33 @@ def build_train_loader(
     images = ReadableImages(dataset, mapper, max_bad=max_bad, copy_paste=copy_paste)
     if sampler is not None and not isinstance(sampler, Sampler):
         sampler = sampler(dataset)
-    if copy_paste is not None:
-        sampler = NumberedSampler(sampler or TrainingSampler(len(images)))
+    sampler = NumberedSampler(sampler or TrainingSampler(len(images)))
+    processes = comm.get_world_size()
     loader = build_detection_train_loader(
         images,
         mapper=None,
         sampler=sampler,
-        total_batch_size=total_batch_size,
+        # Without grouping, every worker would make batches of its own share of the images: others for other numbers of
+        # workers. So they give one image at a time, as they do for batches that are grouped.
+        total_batch_size=total_batch_size if aspect_ratio_grouping else processes,
         aspect_ratio_grouping=aspect_ratio_grouping,
         num_workers=num_workers,
     )
-    return SkippingLoader(loader, images, output_dir=output_dir)
+    if not aspect_ratio_grouping:
+        loader = _Batches(loader, total_batch_size // processes)
+    return SkippingLoader(loader, images, sampler=sampler, output_dir=output_dir)
+
+
+class _Batches:
+    """Batches of ``size`` images from a loader whose batches are of one."""
+
+    def __init__(self, loader: Iterable[list[dict]], size: int) -> None:
+        self._loader, self._size = loader, size
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        images = chain.from_iterable(self._loader)
+        while batch := list(islice(images, self._size)):
+            yield batch
 
 
 def load_dataset_dicts(

@@ -1,10 +1,14 @@
 """Which training images come how often, and as how manieth."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 
-from detectron2.data.samplers import RepeatFactorTrainingSampler
-from torch.utils.data import Sampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.utils import comm
+from torch.utils.data import Sampler, get_worker_info
+
+from dinox.data.position import Position
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ class RepeatFactorSampling:
 
 
 class Visit(int):
-    """An index into a dataset that knows its place in the stream of indices, ``number``."""
+    """An index into a dataset that knows its place in the stream of indices of all ranks, ``number``."""
 
     number: int
 
@@ -47,12 +51,58 @@ class Visit(int):
 
 
 class NumberedSampler(Sampler):
-    """The indices of another sampler as ``Visit``. Every worker of a DataLoader goes through all of them, so that a
-    number does not depend on how many there are."""
+    """The indices of another sampler as ``Visit``, from a position on.
+
+    Every worker of a DataLoader goes through all of them, so that a number does not depend on how many there are. Those
+    of the images that were trained on are passed over, which takes a second for some millions.
+
+    ``start``: where iterating begins; may be set before.
+    """
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
+        self.start = Position()
+        self._rank, self._ranks = comm.get_rank(), comm.get_world_size()  # workers may not know them
+        self._drawn_seed = comm.shared_random_seed() if _seed_of(sampler) is None else None
+
+    @property
+    def seed(self) -> int:
+        """What the order of the images depends on, and their augmentations do.
+
+        That of detectron2's samplers, which draw one unless they are given it. A sampler that has none has to repeat
+        its order by other means; then only augmentations depend on this.
+        """
+        return self._drawn_seed if self._drawn_seed is not None else _seed_of(self.sampler)
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        if self._drawn_seed is not None:
+            self._drawn_seed = seed
+        else:
+            self.sampler._seed = seed
+
+    @property
+    def repeats_its_order(self) -> bool:
+        """Is it known to?"""
+        return self._drawn_seed is None
 
     def __iter__(self) -> Iterator[Visit]:
-        for number, index in enumerate(self.sampler):
-            yield Visit(index, number)
+        _leave_signals_to_the_main_process()
+        for step, index in enumerate(self.sampler):
+            number = step * self._ranks + self._rank
+            if not self.start.is_done(number):
+                yield Visit(index, number)
+
+
+def _seed_of(sampler: Sampler) -> int | None:
+    """Of the samplers whose order depends on nothing else."""
+    # RandomSubsetTrainingSampler, which is a TrainingSampler too, has drawn its subset by another one.
+    return sampler._seed if type(sampler) in (TrainingSampler, RepeatFactorTrainingSampler) else None
+
+
+def _leave_signals_to_the_main_process() -> None:
+    """In a worker. Ctrl-C and many schedulers signal a whole process group: training is to finish its step, which takes
+    workers, and ends them itself afterwards."""
+    if get_worker_info() is not None:
+        # Not ignored: the main process ends workers by SIGTERM.
+        os.setpgid(0, 0)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ from dinox.data.copy_paste import CopyPaste
 from dinox.data.errors import DataError, UnreadableImage
 from dinox.data.images import CAUSES
 from dinox.data.left_out import entries_left_out
-from dinox.data.sampling import Visit
+from dinox.data.position import VISIT, Position, PositionCounter
+from dinox.data.sampling import NumberedSampler, Visit
+from dinox.utils.random_state import seeded_random_state, unchanged_random_state
 from dinox.utils.whole_files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ CHECKPOINT_MARK = "last_checkpoint"
 """The file in which detectron2 names the last checkpoint of a folder."""
 _COLUMNS = ["path", "image id", "cause"]
 _LISTED = 10
+_LOST_WORKER = "DataLoader worker"  # torch's words
 
 
 class ReadableImages(Dataset):
@@ -50,7 +54,12 @@ class ReadableImages(Dataset):
         max_bad: the share of the images that may be bad, 0 to 1; rounded up to a number of images, of which one at
             least has to be good.
         copy_paste: puts objects of a second image, drawn for every visit (see ``Visit``), upon the first; or None.
+
+    An image that is asked for by a ``Visit`` is augmented as ``seed`` and the number of the visit say: the same in any
+    process, and whatever came before. It tells the number under ``VISIT``.
     """
+
+    seed = 0
 
     def __init__(
         self,
@@ -75,19 +84,23 @@ class ReadableImages(Dataset):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        image = self._readable(index)
-        if self._copy_paste is None:
-            return image
-        generator = self._copy_paste.generator(int(index), index.number if isinstance(index, Visit) else 0)
-        other = self._readable(int(generator.integers(len(self))))
-        return self._copy_paste(image, other, generator)
+        number = index.number if isinstance(index, Visit) else None
+        image = self._readable(index, number)
+        if self._copy_paste is not None:
+            generator = self._copy_paste.generator(int(index), number or 0)
+            other = self._readable(int(generator.integers(len(self))), number, is_pasted=True)
+            image = self._copy_paste(image, other, generator)
+        return image if number is None else {**image, VISIT: number}
 
-    def _readable(self, index: int) -> dict:
+    def _readable(self, index: int, number: int | None, *, is_pasted: bool = False) -> dict:
         for candidate in _candidates(int(index), len(self)):
             if self._causes[candidate]:
                 continue
             try:
-                return self._mapper(self._records[candidate])
+                if number is None:
+                    return self._mapper(self._records[candidate])
+                with seeded_random_state(self.seed, number, int(is_pasted)):
+                    return self._mapper(self._records[candidate])
             except UnreadableImage as error:
                 self._causes[candidate] = CAUSES.index(error.cause) + 1
                 if self.has_too_many():
@@ -143,8 +156,12 @@ class SkippingLoader:
     Every ``REPORT_PERIOD`` batches all ranks agree on what they left out, so that all of them have to take batches
     together, as in training.
 
+    Its ``state_dict`` is the position behind the last batch that was taken; after ``load_state_dict`` of all ranks'
+    states, iterating goes on there, with the same batches whatever the number of workers.
+
     Args:
         loader: gives batches of ``dataset``, in this process or from workers.
+        sampler: that ``loader`` takes its images from.
         output_dir: where ``skipped.csv`` lists the images that were left out (path, image id, cause), and those that
             lost boxes when they were loaded. The first rank writes it while the folder exists. A rank that has to end
             training writes its own, ``skipped.csv.rank1`` and so on. None: no list. A folder that holds a checkpoint is
@@ -152,23 +169,32 @@ class SkippingLoader:
     """
 
     def __init__(
-        self, loader: Iterable[list[dict]], dataset: ReadableImages, *, output_dir: str | PathLike | None = None
+        self,
+        loader: Iterable[list[dict]],
+        dataset: ReadableImages,
+        *,
+        sampler: NumberedSampler,
+        output_dir: str | PathLike | None = None,
     ) -> None:
         self.dataset = dataset
-        self._loader = loader
+        self._loader, self._sampler = loader, sampler
+        self._counter = PositionCounter(sampler.start)
         rank = "" if comm.is_main_process() else f".rank{comm.get_rank()}"  # as in the names of log files
         self._csv = None if output_dir is None else Path(output_dir) / f"{SKIPPED_FILE}{rank}"
         self._earlier = _rows_of_resumed_run(self._csv)
         self._told = self._listed = 0  # of the bad images, how many were in the log and on the list
+        self.lost_workers = False
+        """Did a worker's end keep it from giving the next batch? The position is still that behind the last one."""
 
     def __iter__(self) -> Iterator[list[dict]]:
         """Raises DataError when too many images cannot be read."""
-        batches = iter(self._loader)
+        self.dataset.seed = self._sampler.seed
+        self._counter = PositionCounter(self._sampler.start)
+        with unchanged_random_state():  # a DataLoader draws a number when it begins, which a resumed one must not
+            batches = iter(self._loader)
+            first = self._next(batches)
         for number in count():
-            try:
-                batch = next(batches, None)
-            except TooManyBadImages as error:
-                raise self._too_many() from error
+            batch = first if number == 0 else self._next(batches)
             if number % REPORT_PERIOD == 0 or self._is_news():
                 self.report()
             self._update_list()
@@ -177,7 +203,52 @@ class SkippingLoader:
             if batch is None:
                 return
             count_conversions_of(batch)
+            # From now on it counts as trained on: whoever takes it asks for the position after its step.
+            self._counter.count([image.pop(VISIT) for image in batch])
             yield batch
+
+    def _next(self, batches: Iterator[list[dict]]) -> list[dict] | None:
+        try:
+            return next(batches, None)
+        except TooManyBadImages as error:
+            raise self._too_many() from error
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            self.lost_workers = is_lost_worker(error)
+            if isinstance(error, RuntimeError) or not self.lost_workers:
+                raise
+            raise RuntimeError(f"{_LOST_WORKER} does not answer: {error}") from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's: tensors and numbers only. To be asked for between a step's end and the next batch."""
+        return {
+            "position": self._counter.position().state_dict(),
+            "seed": self._sampler.seed,
+            "images": len(self.dataset),
+        }
+
+    def load_state_dict(self, ranks: Sequence[dict[str, Any]]) -> Sequence[str]:
+        """``ranks``: the states of all ranks, however many those were, in their order.
+
+        Returns what stands against going on exactly there, in sentences. The seed of the states is taken over.
+        """
+        position = Position.of_all([Position.from_state(rank["position"]) for rank in ranks])
+        self._sampler.start, self._sampler.seed = position, ranks[0]["seed"]
+        problems = []
+        if ranks[0]["images"] != len(self.dataset):
+            problems.append(
+                f"the training data had {ranks[0]['images']} images and has {len(self.dataset)}: it goes on after as "
+                "many images, but these come in another order"
+            )
+        if not self._sampler.repeats_its_order:
+            name = type(self._sampler.sampler).__name__
+            problems.append(
+                f"whether the sampler {name} repeats its order is up to it; {position.images} images are passed over"
+            )
+        return problems
+
+    def pass_over(self, images: int) -> None:
+        """Begin after so many images, of all ranks together."""
+        self._sampler.start = Position(images)
 
     def _is_news(self) -> bool:
         """Is the first image left out, and is there no other rank to talk to? That need not wait."""
@@ -243,6 +314,14 @@ class SkippingLoader:
             logger.warning("The list of skipped images %s cannot be written: %s", self._csv, error.strerror)
             self._csv = None
         self._listed = len(rows)
+
+
+def is_lost_worker(error: Exception) -> bool:
+    """What torch raises where a worker was killed: a RuntimeError in the midst of anything, or what comes of asking the
+    worker for a batch."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(_LOST_WORKER)
+    return not str(error).startswith("Caught ")  # of the worker itself, alive
 
 
 def _row(record: dict, cause: str) -> list[str]:

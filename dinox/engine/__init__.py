@@ -2,6 +2,7 @@
 
 from dinox.engine.optimizer import ClippedAdamW, get_optimizer_params
 from dinox.engine.schedule import cosine_schedule, step_schedule
+from dinox.engine.stopping import TrainingStopped
 from dinox.engine.trainer import Trainer
 from dinox.engine.training import evaluate, train
 from dinox.engine.yaml_trainer import DinoxTrainer
@@ -10,6 +11,7 @@ __all__ = [
     "ClippedAdamW",
     "DinoxTrainer",
     "Trainer",
+    "TrainingStopped",
     "cosine_schedule",
     "evaluate",
     "get_optimizer_params",

@@ -6,6 +6,8 @@ import importlib.metadata
 import logging
 import os
 import platform
+import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -17,7 +19,9 @@ from detectron2.config import LazyConfig
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
+from dinox.checkpoint.run_files import remove_leftovers_of_killed
 from dinox.engine.logs import RunLog
 
 logger = logging.getLogger(__name__)
@@ -77,9 +81,16 @@ def resolve_device(configured: str, *, requested: str | None = None, setting: st
     return torch.device("cpu")
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, differently on each rank. Negative: another seed in each run, which is logged."""
-    seed_all_rng(None if seed < 0 else seed + comm.get_rank())
+def seed_everything(seed: int) -> int:
+    """Seed Python, numpy and torch, differently on each rank. Returns the seed.
+
+    Negative: another one in each run, the same on all ranks, which is logged.
+    """
+    if seed < 0:
+        seed = comm.all_gather(secrets.randbelow(2**31))[0]
+        logger.info("No train.seed: the seed of this run is %d", seed)
+    seed_all_rng(seed + comm.get_rank())
+    return seed
 
 
 @contextmanager
@@ -111,11 +122,25 @@ def locked_output_folder(folder: str | os.PathLike, *, setting: str = "train.out
     """
     lock = _lock(Path(folder), setting) if comm.is_main_process() else None
     try:
+        if lock is not None:
+            remove_leftovers_of_killed(folder)
         comm.synchronize()  # the other ranks write nothing either before the folder is theirs
         yield
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def check_space(folder: str | os.PathLike, model: nn.Module, *, setting: str = "train.output_dir") -> None:
+    """Raises ValueError if there is not enough for one checkpoint: weights and, as in Adam, two averages of each."""
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    needed = weights + 2 * sum(each.nbytes for each in model.parameters() if each.requires_grad)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ValueError(
+            f"{setting}={folder}: {free / 1e9:.1f} GB are free, and a checkpoint takes about {needed / 1e9:.1f} GB. "
+            f"Make room, or give another {setting}"
+        )
 
 
 def check_output_folder_is_free(folder: str | os.PathLike, *, setting: str = "train.output_dir") -> None:

@@ -5,10 +5,9 @@ Both functions check all that can be checked first; only then is the output fold
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from itertools import chain
 
 import torch
 from detectron2.config import instantiate
@@ -32,9 +31,12 @@ from dinox.data.problems import listed
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.logs import Console, RunLog
 from dinox.engine.matching import MatchingMetricsHook
+from dinox.engine.run_checkpoints import RunCheckpoints
+from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import (
     check_output_folder_is_free,
     check_settings,
+    check_space,
     opened_output_folder,
     resolve_device,
     seed_everything,
@@ -67,8 +69,9 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
     Returns metrics under flat names (see ``dinox.evaluation.evaluate_model``); empty without
     ``dataloader.evaluator``, and on all ranks but the first.
 
-    Raises ValueError (of various kinds, with one-line messages) for mistakes in config, data or checkpoint, and
-    FloatingPointError when the loss is not finite.
+    Raises ValueError (of various kinds, with one-line messages) for mistakes in config, data or checkpoint,
+    FloatingPointError when the loss is not finite, and TrainingStopped, a SystemExit, when SIGTERM or Ctrl-C asked to
+    stop: the step was finished and saved.
     """
     with RunLog(console=console) as log, conversions_counted():
         _require(cfg, "model", "dataloader.train", "optimizer.params", "lr_multiplier", "train.max_iter")
@@ -79,15 +82,17 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
         resolved = resolve_device(cfg.train.device, requested=device)
         _check_data_once(cfg, training=True)
         evaluation = _prepare_evaluation(cfg) if "evaluator" in cfg.dataloader else None
-        seed_everything(cfg.train.get("seed", -1))
-        run = _TrainingRun(cfg, device=resolved, resume=resume, evaluation=evaluation)
+        seed = seed_everything(cfg.train.get("seed", -1))
+        run = _TrainingRun(cfg, device=resolved, resume=resume, evaluation=evaluation, seed=seed)
         # Nothing is left that can be checked.
         with opened_output_folder(cfg.train.output_dir, cfg=cfg, log=log) as output_dir, closing(run):
+            check_space(output_dir, run.model)
             logger.debug("Model:\n%s", run.model)
             logger.info("Training from iteration %d to %d", run.start, cfg.train.max_iter)
             logger.info("%s on %d x %s; output: %s", run.precision, comm.get_world_size(), resolved.type, output_dir)
             run.register_writers()
-            run.trainer.train(run.start, cfg.train.max_iter)
+            with run.checkpoints.explained_losses_of_workers():
+                run.trainer.train(run.start, cfg.train.max_iter)
             run.report_skipped_images()
         return run.results
 
@@ -127,7 +132,10 @@ def evaluate(
 class _TrainingRun:
     """The objects of one training run, with the weights it starts from. ``start``: the iteration to begin with."""
 
-    def __init__(self, cfg: DictConfig, *, device: torch.device, resume: bool, evaluation: "Evaluation | None"):
+    def __init__(
+        self, cfg: DictConfig, *, device: torch.device, resume: bool, evaluation: "Evaluation | None", seed: int
+    ):
+        settings = plain_settings(cfg)
         # The model becomes a part of the config, as in detectron2's script.
         self.cfg = cfg = copy.deepcopy(cfg)
         self.precision = cfg.train.amp.get("dtype", "bf16") if cfg.train.amp.enabled else "fp32"
@@ -140,11 +148,16 @@ class _TrainingRun:
         self.checkpointer.description = describe(cfg, _class_names(cfg))
         resuming = self._start_weights(resume)
         self._train_loader = instantiate(cfg.dataloader.train)
-        self._batches = iter(self._train_loader)
-        first_batch = next(self._batches)  # now, so that images that cannot be read show before anything is written
+        self.run_state = RunState(
+            model=self.model,
+            loader=self._train_loader,
+            seed=seed,
+            total_batch_size=OmegaConf.select(cfg, "dataloader.train.total_batch_size"),
+            settings=settings,
+        )
         self.trainer = Trainer(
             model=create_ddp_model(self.model, **_ddp_options(cfg.train.ddp, device)),
-            data_loader=chain([first_batch], self._batches),
+            data_loader=self._first_batch_and_rest(),
             optimizer=optimizer,
             device=device,
             precision=self.precision,
@@ -154,6 +167,16 @@ class _TrainingRun:
         self._evaluation = evaluation
         self.trainer.register_hooks(self._make_hooks())  # before resuming: their state is in the checkpoint
         self.start = self._resume() if resuming else 0
+        self._batches = iter(self._train_loader)  # which begins where the run is resumed
+        self._first_batch = next(
+            self._batches
+        )  # now, so that images that cannot be read show before anything is written
+
+    def _first_batch_and_rest(self) -> Iterator[list[dict]]:
+        """Runs when training does."""
+        yield self._first_batch
+        del self._first_batch
+        yield from self._batches
 
     def _start_weights(self, resume: bool) -> bool:
         """Load the initial weights, unless there is a checkpoint to resume; returns whether there is."""
@@ -171,7 +194,7 @@ class _TrainingRun:
         path = self.checkpointer.get_checkpoint_file()
         self.checkpointer.load(path, purpose="resume")
         # The checkpoint holds the last iteration that was finished.
-        start, max_iter = self.trainer.iter + 1, self.cfg.train.max_iter
+        start, max_iter = self.run_state.start(self.trainer.iter + 1), self.cfg.train.max_iter
         if start > max_iter:
             raise ValueError(
                 f"{path} is at iteration {start}, beyond train.max_iter={max_iter}: raise that, or train into "
@@ -181,12 +204,13 @@ class _TrainingRun:
         return start
 
     def _make_hooks(self) -> list[HookBase | None]:
-        train, is_main = self.cfg.train, comm.is_main_process()
+        train = self.cfg.train
+        self.checkpoints = RunCheckpoints(self.checkpointer, run_state=self.run_state, **train.checkpointer)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
             self._make_matching_hook(),  # before the checkpoint is written, which shall hold its state
-            hooks.PeriodicCheckpointer(self.checkpointer, **train.checkpointer) if is_main else None,
+            self.checkpoints,
             hooks.EvalHook(train.eval_period, self._evaluate),
             RunClock(epochs_per_iteration=_epochs_per_iteration(self.cfg)),
         ]
@@ -220,7 +244,8 @@ class _TrainingRun:
 
     def _evaluate(self) -> Results:
         if self._evaluation is not None:
-            self.results = self._evaluation(self.trainer.model)
+            with self.checkpoints.interruptible():
+                self.results = self._evaluation(self.trainer.model)
         return self.results
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -25,7 +25,9 @@ from dinox.config import ConfigError, lazy_config
 from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
-from dinox.engine.setup import check_output_folder_is_free, check_settings, locked_output_folder
+from dinox.engine.run_checkpoints import RunCheckpoints
+from dinox.engine.run_state import RunState, plain_settings
+from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
@@ -41,8 +43,9 @@ class DinoxTrainer(DefaultTrainer):
     What differs: AdamW with the papers' parameter groups, the whole gradient clipped; dinox's mapper, loader and checks
     of the data, before anything is built; ``MODEL.DEVICE: cuda`` falls back to the CPU where there is no GPU; mixed
     precision is bf16 unless ``MODEL.DINOX.OVERRIDES`` has ``train.amp.dtype=fp16``; a loss that is not finite is an
-    error that names the images; weights that do not fit are an error; checkpoints hold optimizer, schedule and scaler
-    on every detectron2, so that a resumed run goes on where it was.
+    error that names the images; weights that do not fit are an error; checkpoints hold optimizer, schedule, scaler,
+    random numbers and the position in the data on every detectron2, so that a resumed run is the one that was not
+    interrupted; SIGTERM and Ctrl-C finish the step, save and raise TrainingStopped, a SystemExit with 143 or 130.
 
     The methods that DefaultTrainer offers for overriding (``build_optimizer``, ``build_train_loader``, ...) are there.
 
@@ -65,6 +68,14 @@ class DinoxTrainer(DefaultTrainer):
             comm.synchronize()  # datasets may be written when they are first asked for
             model = self.build_model(cfg)
             self._trainer = self._build_trainer(lazy, model)
+            self._run_state = RunState(
+                model=model,
+                loader=self.data_loader,
+                # Who set none up seeded with a random one.
+                seed=cfg.SEED if cfg.SEED >= 0 else torch.initial_seed() % 2**31,
+                total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+                settings=plain_settings(lazy),
+            )
             self.scheduler = self.build_lr_scheduler(cfg, self._trainer.optimizer)
             self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
             self.checkpointer.description = describe(
@@ -131,7 +142,24 @@ class DinoxTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         images, loader = self.cfg.SOLVER.IMS_PER_BATCH, self.data_loader
         epochs = images / len(loader.dataset) if isinstance(loader, SkippingLoader) else None
-        return [RunClock(epochs_per_iteration=epochs), *super().build_hooks()]
+        built = [RunClock(epochs_per_iteration=epochs), *super().build_hooks()]
+        # In place of DefaultTrainer's two, of which the first is on one rank only.
+        ours = (hooks.PeriodicCheckpointer, hooks.EvalHook)
+        place = next(i for i, hook in enumerate(built) if isinstance(hook, ours))
+        before, after = built[:place], [hook for hook in built[place:] if not isinstance(hook, ours)]
+        return [*before, *self._checkpoints_and_evaluation(), *after]
+
+    def _checkpoints_and_evaluation(self) -> tuple[HookBase, HookBase]:
+        self._checkpoints = checkpoints = RunCheckpoints(
+            self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, run_state=self._run_state
+        )
+
+        def evaluate() -> dict[str, Any]:
+            with checkpoints.interruptible():
+                self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        return checkpoints, hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
 
     # ----------------------------------------------------------------------------------------------------- what is done
 
@@ -141,7 +169,9 @@ class DinoxTrainer(DefaultTrainer):
         Raises ValueError if another process trains into ``OUTPUT_DIR``.
         """
         with _logging_as_detectron2(), locked_output_folder(self.cfg.OUTPUT_DIR, setting="OUTPUT_DIR"):
-            super().train()
+            check_space(self.cfg.OUTPUT_DIR, self.model, setting="OUTPUT_DIR")
+            with self._checkpoints.explained_losses_of_workers():
+                super().train()
             if isinstance(self.data_loader, SkippingLoader):
                 self.data_loader.summarise()
         return getattr(self, "_last_eval_results", {})
@@ -197,9 +227,16 @@ class DinoxTrainer(DefaultTrainer):
                 )
             if found:
                 self.checkpointer.load(self.checkpointer.get_checkpoint_file(), purpose="resume")
-                self.start_iter = self.iter + 1
+                self.start_iter = self._run_state.start(self.iter + 1)
+                if self.start_iter != self.iter + 1:
+                    self._set_schedule(self.start_iter)
             elif self.cfg.MODEL.WEIGHTS:
                 load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
+
+    def _set_schedule(self, iteration: int) -> None:
+        self.scheduler.last_epoch = iteration
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
         """As that of newer detectron2s: v0.6 leaves the optimizer out."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_TEMPORARY = ".partial"
 _NAME_PART = 50  # characters of a file's name in that of the temporary one, so that this is not too long
 
 
@@ -68,11 +69,12 @@ def _places(path: str | os.PathLike) -> list[Any]:
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary file beside ``path`` to write into; when the block ends, it gets that name at once.
 
-    A file that is replaced hands on its permissions; of a link, the file that it leads to is replaced. When the block
-    fails, the temporary file is removed and what was at ``path`` stays.
+    Content and name are on the disk, and not only on their way to it, when this returns. A file that is replaced hands
+    on its permissions; of a link, the file that it leads to is replaced. When the block fails, the temporary file is
+    removed and what was at ``path`` stays. A process that is killed leaves it over, see ``remove_leftovers``.
     """
     path = Path(os.path.realpath(path))
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_NAME_PART]}.", suffix=".partial")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:_NAME_PART]}.", suffix=_TEMPORARY)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -80,9 +82,20 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         _flush_to_disk(temporary)
         os.chmod(temporary, _mode(path))  # mkstemp's files are for their owner only
         os.replace(temporary, path)
+        _flush_names_to_disk(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: str | os.PathLike) -> list[Path]:
+    """Temporary files of processes that were killed while they wrote ``path``, or what matches its pattern
+    (``model_*.pth``). Nobody may be writing it."""
+    path = Path(path)
+    found = sorted(path.parent.glob(f".{path.name}.*{_TEMPORARY}"))
+    for file in found:
+        file.unlink(missing_ok=True)
+    return found
 
 
 def _mode(path: Path) -> int:
@@ -99,3 +112,14 @@ def _flush_to_disk(path: Path) -> None:
     """A name must not survive a power failure that its content does not."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+
+
+def _flush_names_to_disk(folder: Path) -> None:
+    """Nor may what comes after it, such as the removal of an older file, survive one that the name does not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # file systems that cannot do this order names by themselves, or not at all
+    finally:
+        os.close(descriptor)

@@ -46,9 +46,10 @@ def test_a_run_that_goes_on_with_another_batch_size_keeps_its_epochs(tiny_cfg):
     tiny_cfg.train.checkpointer.period = 3
     train(tiny_cfg, console="off")
     tiny_cfg.dataloader.train.total_batch_size = 2
-    tiny_cfg.train.max_iter = 6
+    tiny_cfg.train.max_iter = 9
     resume_from(tiny_cfg, 2)
-    assert [entries(tiny_cfg)[i]["epoch"] for i in (3, 4, 5)] == pytest.approx([1.75, 2, 2.25])
+    # Three iterations of four images count as six of two.
+    assert [entries(tiny_cfg)[i]["epoch"] for i in (6, 7, 8)] == pytest.approx([1.75, 2, 2.25])
 
 
 def test_without_epochs_in_the_config_only_time_is_written(tiny_cfg):
