@@ -15,6 +15,7 @@ dataloader.train.total_batch_size = 192
 dataloader.test.mapper.augmentations = _lsj.test.mapper.augmentations
 
 model.num_queries = 900
+model.postprocess.num_detections = "${..num_queries}"  # more are not ranked
 model.backbone.bottom_up.network.drop_path = 0.3
 model.backbone.bottom_up.update(window_size=16, global_blocks=[2, 5, 8, 11, 14, 17, 20, 23])
 # Here the box head is that of all other backbones.
