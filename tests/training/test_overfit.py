@@ -59,8 +59,12 @@ FEW_BOXES = [
 ]
 ONLY_ATSS = ["model.auxiliary_heads.roi=null", "model.query_groups.positive_roi=null"]
 ONLY_ROI = ["model.auxiliary_heads.atss=null", "model.query_groups.positive_atss=null"]
+MASK_BRANCH = (
+    "model.auxiliary_heads.roi.mask_branch={_target_: dinox.modeling.MaskBranch, embed_dim: 128, num_classes: 6}"
+)
 SINGLE_HEADS = {
     "Faster R-CNN": [*ONLY_ROI, *FEW_BOXES],
+    "Mask R-CNN": [*ONLY_ROI, *FEW_BOXES, MASK_BRANCH],
     "ATSS": ONLY_ATSS,
     **{
         name: [*ONLY_ATSS, f"model.auxiliary_heads.atss._target_=dinox.modeling.{name}Head"]
@@ -127,7 +131,8 @@ def overfit(config: str, overrides: list[str], images: list[dict], steps: int) -
     params = get_optimizer_params(model, lr=LR, backbone_lr_factor=1.0)
     optimizer = ClippedAdamW(params, lr=LR, weight_decay=1e-4, max_grad_norm=0.1)
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [int(steps * 0.8)], gamma=0.2)
-    mapper = DetectionMapper(is_train=True, augmentations=resize_augmentation(short_edge=128))
+    masks = "bitmask" if MASK_BRANCH in overrides else "none"
+    mapper = DetectionMapper(is_train=True, augmentations=resize_augmentation(short_edge=128), masks=masks)
     inputs = [mapper(dict(image)) for image in images]
     for step in range(steps):
         first = step * BATCH % len(inputs)
