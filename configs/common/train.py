@@ -10,6 +10,9 @@ train = {
     # Take whatever fits of these weights; else less than 90 % of the model's (or of the backbone's) is an error.
     "allow_partial": False,
     "max_iter": "${schedule.iterations}",
+    # Parts in which a process computes the gradients of its batch, for less memory: dataloader.train.total_batch_size
+    # stays what the optimizer sees, and losses and gradients are those of the whole batch.
+    "accumulation_steps": 1,
     # bf16 or fp16 with fp32 islands. (detectron2's own script knows fp16 only and ignores dtype.)
     "amp": {"enabled": False, "dtype": "bf16"},
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},

@@ -54,6 +54,10 @@ class RunState:
         self._resumed: dict[str, Any] | None = None
         self._reseed = False
 
+    @property
+    def seed(self) -> int:
+        return self._seed
+
     def of_rank(self) -> dict[str, Any]:
         """What only this rank knows."""
         data = self._loader.state_dict() if isinstance(self._loader, SkippingLoader) else None

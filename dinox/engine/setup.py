@@ -23,11 +23,13 @@ from torch import nn
 
 from dinox.checkpoint.run_files import remove_leftovers_of_killed
 from dinox.engine.logs import RunLog
+from dinox.engine.micro_batches import check_accumulation
 
 logger = logging.getLogger(__name__)
 
 _LEAST = {
     "train.max_iter": 1,
+    "train.accumulation_steps": 1,
     "train.log_period": 1,
     "train.eval_period": 0,  # none before the end
     "train.checkpointer.period": 1,
@@ -55,6 +57,8 @@ def check_settings(cfg: DictConfig) -> None:
             f"dataloader.train.total_batch_size={batch} cannot be shared by {processes} processes: give a multiple of "
             f"{processes}"
         )
+    if batch is not None:
+        check_accumulation(cfg.train.get("accumulation_steps") or 1, batch // processes)
 
 
 def resolve_device(configured: str, *, requested: str | None = None, setting: str = "train.device") -> torch.device:

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
+
+from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _FILES_IN_ERROR = 16  # a whole batch of the papers
@@ -19,6 +22,7 @@ class Trainer(SimpleTrainer):
 
     Per step it moves the losses to the host once, for logging and for the check that they are finite. The check comes
     before the optimizer's step, so a bad batch never reaches the weights. All ranks see the same and stop together.
+    A step may compute its gradients in parts (see ``dinox.engine.micro_batches``).
     """
 
     def __init__(
@@ -29,8 +33,10 @@ class Trainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         device: torch.device | str,
         precision: str = "fp32",
+        micro_batches: MicroBatches | None = None,
     ):
-        """``precision``: "fp32", "bf16" or "fp16". ``device``: the model's."""
+        """``precision``: "fp32", "bf16" or "fp16". ``device``: the model's. ``micro_batches``: None: batches as the
+        loader gives them, without noise seeds."""
         if precision not in AUTOCAST_DTYPES:
             raise ValueError(f"train.amp.dtype: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
         super().__init__(model=model, data_loader=data_loader, optimizer=optimizer)
@@ -38,6 +44,7 @@ class Trainer(SimpleTrainer):
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         # bf16 has the range of fp32 and needs no scaling; a disabled scaler passes everything through.
         self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=self.autocast_dtype is torch.float16)
+        self.micro_batches = micro_batches or MicroBatches()
 
     def run_step(self) -> None:
         assert self.model.training, "the model was left in eval mode; whoever did that has to call model.train()"
@@ -45,15 +52,25 @@ class Trainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
-        losses = self._forward(batch)
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        losses = self._compute_gradients(batch)
         self.after_backward()
         grad_norm = self._clip_gradients()
 
         self._record(losses, grad_norm=grad_norm, data_time=data_time, batch=batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _compute_gradients(self, batch: list[dict]) -> dict[str, Tensor]:
+        """Leave the gradients of this rank's batch in the parameters. Returns its losses, without gradient."""
+        total: dict[str, Tensor] = {}
+        for part in self.micro_batches.split(batch, self.iter):
+            with nullcontext() if part.is_last else gradients_stay_apart(self.model):
+                losses = self._forward(part.inputs)
+                share = 1.0 if losses_add_up(self.model) else part.share
+                self.grad_scaler.scale(sum(losses.values()) * share).backward()
+            total = added(total, losses, share)
+        return total
 
     def after_backward(self) -> None:
         """detectron2's newer hooks have a place here."""
@@ -82,7 +99,7 @@ class Trainer(SimpleTrainer):
         self, losses: Mapping[str, Tensor], *, grad_norm: Tensor | None, data_time: float, batch: list[dict]
     ) -> None:
         """Store the step's scalars, averaged over ranks. Raises FloatingPointError if one is not finite."""
-        scalars = {name: loss.detach() for name, loss in losses.items()}
+        scalars = dict(losses)
         if grad_norm is not None:
             scalars["grad_norm"] = grad_norm
         values = _gather(scalars, data_time)  # rank -> name -> value

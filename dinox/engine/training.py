@@ -31,6 +31,7 @@ from dinox.data.problems import listed
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.logs import Console, RunLog
 from dinox.engine.matching import MatchingMetricsHook
+from dinox.engine.micro_batches import MicroBatches
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import (
@@ -161,6 +162,9 @@ class _TrainingRun:
             optimizer=optimizer,
             device=device,
             precision=self.precision,
+            micro_batches=MicroBatches(
+                accumulation_steps=cfg.train.get("accumulation_steps") or 1, seed=lambda: self.run_state.seed
+            ),
         )
         self.checkpointer.add_checkpointable("trainer", self.trainer)
         self.results: Results = {}

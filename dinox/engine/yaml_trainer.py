@@ -25,6 +25,7 @@ from dinox.config import ConfigError, lazy_config
 from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
+from dinox.engine.micro_batches import MicroBatches
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
@@ -93,6 +94,9 @@ class DinoxTrainer(DefaultTrainer):
             optimizer=self.build_optimizer(self.cfg, model),
             device=device,
             precision=lazy.train.amp.get("dtype", "bf16") if lazy.train.amp.enabled else "fp32",
+            micro_batches=MicroBatches(
+                accumulation_steps=lazy.train.get("accumulation_steps") or 1, seed=lambda: self._run_state.seed
+            ),
         )
 
     # ---------------------------------------------------------------------------------------------------- what is built

@@ -1,5 +1,6 @@
 """States of the random number generators that training draws from: Python's, numpy's and torch's default ones."""
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,3 +96,9 @@ def own_generators(model: torch.nn.Module) -> dict[str, torch.Generator]:
         for attribute, value in vars(module).items()
         if isinstance(value, torch.Generator)
     }
+
+
+def hashed_seed(*key: int | str) -> int:
+    """A seed for torch's generators that depends on nothing but the key: the same in all processes and runs."""
+    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # 63 bits
