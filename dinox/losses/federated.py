@@ -1,6 +1,7 @@
 """Federated loss for data with many classes (Zhou et al. 2021, "Probabilistic two-stage detection", CenterNet2).
 
-Legend: A prediction sets of one group (decoder layers), B images, N queries, K classes, F classes drawn.
+Legend: A prediction sets of one group (decoder layers), B images, W images of the whole batch, N queries, K classes,
+F classes drawn.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dinox.losses.softmax import SoftmaxLoss
 from dinox.structures import MatchedPredictions
+from dinox.utils.image_random import image_generator
 from dinox.utils.ranges import check_range, check_whole, is_number
 
 NUM_CLASSES_DRAWN = 50
@@ -43,8 +45,8 @@ class FederatedLoss:
 
     "Present" are the classes of all objects that a query group sees in the batch. Every call draws anew: all decoder
     layers of a group share their classes, every group and the encoder have their own (CenterNet2 draws for every
-    stage). Every rank draws for itself, from its own images. Of the ``num_classes_drawn`` none is the background, which
-    takes one of them in CenterNet2's code.
+    stage). Every rank draws for itself, from its own images; the parts of its batch have the same classes, if images
+    have seeds. Of the ``num_classes_drawn`` none is the background, which takes one of them in CenterNet2's code.
 
     Args:
         loss: of sigmoid logits, such as ``FocalLoss``; it is called with the drawn classes only.
@@ -53,7 +55,7 @@ class FederatedLoss:
         num_classes_drawn: with those that are present, which are taken even if they are more.
         power: classes are drawn in proportion to ``image_counts ** power``; from 0 to 10.
         draw: see ``draw_classes``.
-        generator: on the CPU; None: torch's own.
+        generator: on the CPU; None: that of the batch's first image, or torch's own if images have none.
     """
 
     def __init__(
@@ -82,12 +84,18 @@ class FederatedLoss:
 
     def __call__(self, matched: MatchedPredictions) -> Tensor:
         """Returns (A,): what the loss gives for the classes drawn."""
-        num_classes, targets = matched.logits.shape[-1], matched.targets
-        labels = torch.where(targets.valid, targets.labels, num_classes)  # (B, M)
+        num_classes, targets = matched.logits.shape[-1], matched.targets.batch
+        labels = torch.where(targets.valid, targets.labels, num_classes)  # (W, M)
         present = torch.zeros(num_classes + 1, dtype=torch.bool, device=labels.device)
         present = present.index_fill(0, labels.flatten(), True)[:-1].cpu()
-        drawn = self.draw(present, self._weights_of(num_classes), self.num_classes_drawn, self.generator)
+        drawn = self.draw(present, self._weights_of(num_classes), self.num_classes_drawn, self._generator(matched))
         return self.loss(of_classes(matched, drawn.to(matched.labels.device)))
+
+    def _generator(self, matched: MatchedPredictions) -> torch.Generator | None:
+        seeds = matched.targets.batch.seeds
+        if self.generator is not None or seeds is None:
+            return self.generator
+        return image_generator(seeds[0], f"classes of {matched.group}")
 
     def _weights_of(self, num_classes: int) -> Tensor:
         """(K,) float64 on the CPU."""

@@ -40,4 +40,6 @@ def _choose(wanted: Tensor, most: int, generator: torch.Generator | None) -> Ten
     index = wanted.nonzero()[:, 0]
     if len(index) <= most:
         return index
-    return index[torch.randperm(len(index), generator=generator, device=index.device)[:most]]
+    drawn_on = index.device if generator is None else generator.device  # an image's own generator is on the CPU
+    order = torch.randperm(len(index), generator=generator, device=drawn_on)[:most]
+    return index[order.to(index.device, non_blocking=True)]

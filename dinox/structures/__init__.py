@@ -23,6 +23,7 @@ from dinox.structures.queries import (
     build_attention_mask,
 )
 from dinox.structures.targets import Targets, TargetView
+from dinox.structures.whole_batch import WholeBatch
 
 __all__ = [
     "ANY_CLASS",
@@ -43,6 +44,7 @@ __all__ = [
     "RawPredictions",
     "TargetView",
     "Targets",
+    "WholeBatch",
     "box_iou",
     "build_attention_mask",
     "clamped_box_iou",

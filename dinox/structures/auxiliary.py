@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dinox.utils.image_random import image_generator
+
 
 @dataclass(frozen=True)
 class HeadPyramid:
@@ -26,13 +28,20 @@ class HeadPyramid:
 
     maps: L tensors (B, D, h_l, w_l), highest resolution first. strides: L, in pixels, such as (8, 16, 32, 64, 128).
     image_sizes: B x (height, width) of the images without padding, in pixels; they fill the maps from the top left.
-    generator: of what heads draw at random; None: torch's default one.
+    generator: of what heads draw at random; None: that of each image, by ``seeds``, or torch's default one.
     """
 
     maps: list[Tensor]
     strides: tuple[int, ...]
     image_sizes: tuple[tuple[int, int], ...]
     generator: torch.Generator | None = None
+    seeds: tuple[int, ...] | None = None
+
+    def generator_of(self, image: int, purpose: str) -> torch.Generator | None:
+        """Of what is drawn for one image of the batch."""
+        if self.generator is not None or self.seeds is None:
+            return self.generator
+        return image_generator(self.seeds[image], purpose)
 
 
 @dataclass(frozen=True)

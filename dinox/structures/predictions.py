@@ -41,8 +41,8 @@ class PredictionSet:
 
     name: the group's name, or "encoder". logits: (A, B, N, K). boxes: (A, B, N, 4) normalised cxcywh.
     target_index: (B, N) int64 known by construction (-1 = background), or None: the matcher decides.
-    repeats, target_view, subgroup_size: see :class:`~dinox.structures.queries.QueryGroup`; where the matcher decides,
-    it matches every sub-group by itself.
+    repeats, target_view, subgroup_size, batch_positives: see :class:`~dinox.structures.queries.QueryGroup`; where the
+    matcher decides, it matches every sub-group by itself.
     padding_mask: (B, N) bool, True = no query: no loss sees it; None: all are queries.
     """
 
@@ -54,6 +54,7 @@ class PredictionSet:
     target_view: TargetView | None = None
     subgroup_size: int | None = None
     padding_mask: Tensor | None = None
+    batch_positives: int | None = None
 
 
 @dataclass(frozen=True)

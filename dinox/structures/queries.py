@@ -36,6 +36,8 @@ class QueryGroup:
     target_view: which of the batch's objects this group learns, and as what; None: all, as they are. ``target_index``
     counts in the view.
     only_class: (B, N) int64, the one class that a query may detect, -1 = any; None: all may detect any.
+    batch_positives: how many queries of the whole batch (``Targets.batch``) have an object in ``target_index``, where
+    the objects tell; None: these images have to do for an estimate.
     """
 
     name: str
@@ -49,6 +51,7 @@ class QueryGroup:
     repeats: int = 1
     target_view: TargetView | None = None
     only_class: Tensor | None = None
+    batch_positives: int | None = None
 
     @property
     def size(self) -> int:
@@ -91,7 +94,8 @@ class QueryContext:
     """All that the maker of a query group may look at.
 
     memory: None for groups that are made without looking at it. proposals: None without query selection. targets: None
-    at inference. generator: of all randomness; None: torch's default one. label_embedding: class labels -> content
+    at inference. generator: of all randomness; None: the images' own (``seeds``), or torch's default one where they
+    have none. label_embedding: class labels -> content
     queries, where groups share one. anchor_embedding: anchor boxes (B, N, 4) -> positional queries (B, N, D), likewise.
     known: objects that the user has given at inference; None: nothing is known. known_classes: the classes that the
     user has said are in the images; None: nobody has said any. samples: what every auxiliary head has assigned objects
@@ -109,6 +113,11 @@ class QueryContext:
     known_classes: KnownClasses | None = None
     samples: Mapping[str, HeadSamples] | None = None
     image_sizes: Sequence[tuple[int, int]] | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...] | None:
+        """Of the images' random numbers."""
+        return None if self.targets is None else self.targets.seeds
 
 
 def build_attention_mask(groups: Sequence[QueryGroup]) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Ground truth of a batch, padded to one tensor per field.
 
-Legend: B images, M the largest number of objects of an image in the batch (at least 1, so that indexing always works).
+Legend: B images, W images of the whole batch, M the largest number of objects of an image in the (whole) batch (at
+least 1, so that indexing always works).
 """
 
 from __future__ import annotations
@@ -18,33 +19,64 @@ from dinox.structures.boxes import image_size_as_box, xyxy_to_cxcywh
 
 @dataclass(frozen=True)
 class Targets:
-    """labels (B, M) int64; boxes (B, M, 4) normalised cxcywh; valid (B, M) bool; counts: objects per image (host)."""
+    """labels (B, M) int64; boxes (B, M, 4) normalised cxcywh; valid (B, M) bool; counts: objects per image (host).
+
+    seeds: of what is drawn at random for each image (see :mod:`dinox.utils.image_random`); None: images have none.
+    whole: all images of the step of this rank, where these are only some of them, from the ``start``-th one on; None:
+    these are all.
+    """
 
     labels: Tensor
     boxes: Tensor
     valid: Tensor
     counts: tuple[int, ...]
+    seeds: tuple[int, ...] | None = None
+    whole: Targets | None = None
+    start: int = 0
 
     @property
     def max_count(self) -> int:
         """Objects of the fullest image; 0 when the whole batch is empty (the tensors are 1 wide even then)."""
         return max(self.counts, default=0)
 
+    @property
+    def batch(self) -> Targets:
+        """The whole batch."""
+        return self if self.whole is None else self.whole
+
+    @property
+    def share(self) -> float:
+        """Of the whole batch's images."""
+        return len(self.counts) / len(self.batch.counts)
+
+    def part(self, start: int, size: int) -> Targets:
+        """``size`` images from ``start`` on, which know the whole batch."""
+        kept = slice(start, start + size)
+        seeds = None if self.seeds is None else self.seeds[kept]
+        return Targets(
+            self.labels[kept], self.boxes[kept], self.valid[kept], self.counts[kept], seeds, whole=self, start=start
+        )
+
     def of_classes(self, classes: Sequence[int]) -> Targets:
         """Only the objects of these classes, in their order."""
-        return self.select(torch.isin(self.labels, torch.tensor(list(classes), device=self.labels.device)))
+        labels = self.batch.labels
+        return self.select(torch.isin(labels, torch.tensor(list(classes), device=labels.device)))
 
     def select(self, wanted: Tensor) -> Targets:
-        """Only the objects where ``wanted`` (B, M) is True, in their order."""
+        """Only the objects where ``wanted`` is True, in their order. wanted: (W, M), of the whole batch."""
+        if self.whole is not None:
+            return self.whole.select(wanted).part(self.start, len(self.counts))
         kept = [image[:count].nonzero()[:, 0] for image, count in zip(wanted, self.counts, strict=True)]
-        return self.from_lists(
+        selected = self.from_lists(
             [labels[index] for labels, index in zip(self.labels, kept, strict=True)],
             [boxes[index] for boxes, index in zip(self.boxes, kept, strict=True)],
         )
+        return dataclasses.replace(selected, seeds=self.seeds)
 
     def as_one_class(self) -> Targets:
         """The same objects, all of class 0: what class-agnostic proposals learn."""
-        return dataclasses.replace(self, labels=torch.zeros_like(self.labels))
+        whole = None if self.whole is None else self.whole.as_one_class()
+        return dataclasses.replace(self, labels=torch.zeros_like(self.labels), whole=whole)
 
     @classmethod
     def from_lists(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Targets:

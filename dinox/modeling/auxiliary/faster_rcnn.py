@@ -128,7 +128,8 @@ class FasterRCNNHead(nn.Module):
     def forward(self, pyramid: HeadPyramid, instances: Sequence[Instances]) -> HeadOutput:
         proposals, losses = self.proposals(pyramid, instances)
         chosen = [
-            self._sample_boxes(each, objects, pyramid) for each, objects in zip(proposals, instances, strict=True)
+            self._sample_boxes(*each, pyramid.generator_of(image, "boxes that learn"))
+            for image, each in enumerate(zip(proposals, instances, strict=True))
         ]
         pooled = pool_boxes(pyramid, [each.boxes for each in chosen], _BOX_SIZE)  # (R, D, 7, 7)
         losses.update(self.losses(*self.predictor(self.box_head(pooled)), chosen, instances))
@@ -178,7 +179,7 @@ class FasterRCNNHead(nn.Module):
         return found
 
     @torch.no_grad()
-    def _sample_boxes(self, proposals: Boxes, objects: Instances, pyramid: HeadPyramid) -> SampledBoxes:
+    def _sample_boxes(self, proposals: Boxes, objects: Instances, generator: torch.Generator | None) -> SampledBoxes:
         """Of the objects themselves, which are proposals too, and the proposed boxes."""
         truth = objects.gt_boxes.tensor.to(proposals.tensor)
         if len(truth) + len(proposals) == 0:  # nothing proposed: the whole image is background
@@ -189,7 +190,7 @@ class FasterRCNNHead(nn.Module):
         )
         candidates = torch.cat([truth, proposals.tensor])
         assigned = torch.cat([torch.arange(len(truth), device=assigned.device), assigned])
-        sampled = self.sample(assigned, pyramid.generator)
+        sampled = self.sample(assigned, generator)
         return SampledBoxes(candidates[sampled.index], assigned[sampled.index], len(sampled.positive))
 
 

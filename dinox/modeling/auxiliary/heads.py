@@ -82,12 +82,14 @@ class AuxiliaryHeads(nn.Module):
         image_sizes: Sequence[tuple[int, int]],
         instances: Sequence[Instances],
         generator: torch.Generator | None = None,
+        seeds: tuple[int, ...] | None = None,
     ) -> dict[str, HeadOutput]:
         """What every head gives, its losses under ``loss_<head>_<term>`` and multiplied by ``factor``.
 
-        image_sizes: (height, width) of every image without padding. instances: ground truth in these frames.
+        image_sizes: (height, width) of every image without padding. instances: ground truth in these frames. generator,
+        seeds: of what is drawn, see :class:`~dinox.structures.HeadPyramid`.
         """
-        pyramid = self.pyramid(memory, image_sizes, generator)
+        pyramid = self.pyramid(memory, image_sizes, generator, seeds)
         on_device = [each.to(memory.tokens.device) for each in instances]
         outputs = {}
         for name in self:
@@ -119,10 +121,11 @@ class AuxiliaryHeads(nn.Module):
         memory: Memory,
         image_sizes: Sequence[tuple[int, int]],
         generator: torch.Generator | None = None,
+        seeds: tuple[int, ...] | None = None,
     ) -> HeadPyramid:
         self._check_fitted()
         maps = self.adapter(level_maps(memory))
-        return HeadPyramid(maps, self.strides, tuple((int(h), int(w)) for h, w in image_sizes), generator)
+        return HeadPyramid(maps, self.strides, tuple((int(h), int(w)) for h, w in image_sizes), generator, seeds)
 
     def drop_training_parts(self) -> None:
         """Keep the one head that detects."""

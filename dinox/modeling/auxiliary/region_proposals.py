@@ -102,7 +102,7 @@ class RegionProposals(nn.Module):
                 negative_iou=self.negative_iou,
                 least_iou=self.least_iou,
             )
-            sampled = self.sample(assigned, pyramid.generator)
+            sampled = self.sample(assigned, pyramid.generator_of(image, "region proposals"))
             wanted = torch.zeros_like(assigned[sampled.index], dtype=logits.dtype)
             wanted[: len(sampled.positive)] = 1.0
             class_losses.append(

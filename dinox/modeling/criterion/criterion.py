@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dinox.structures import BACKGROUND, MATCHING, MatchedPredictions, PredictionSet, Targets
-from dinox.utils.distributed import average_across_ranks
+from dinox.utils.distributed import average_across_ranks, world_size
 from dinox.utils.precision import at_least_float32
 from dinox.utils.suggest import did_you_mean
 
@@ -32,6 +32,12 @@ class Criterion(nn.Module):
     group. weights: by loss ("class", "bbox", "giou"). group_weights: exceptions, by group and loss; or, by group, a
     factor for all of its losses. A group's losses are divided by its positives, but for a loss whose
     ``normaliser(matched)`` returns another divisor, (A,), and not None.
+
+    Divisors are those of the whole batch: averages over ranks, and, if ``targets`` are those of a part of this rank's
+    batch, of all of its parts. So the parts' losses add up to the batch's, and the mean over ranks is the loss of one
+    process with all images. That is exact where the objects tell the number of positives. Where predictions do
+    (positive queries of auxiliary heads, normalisers of a loss), it is estimated from the part: losses then add up to
+    the average of the parts, each counting by its images.
 
     Keys: ``loss_class`` for the last decoder layer, ``loss_class_0`` ... for the earlier ones, ``loss_class_enc`` for
     the encoder's proposals, ``loss_class_dn``, ``loss_class_dn_0`` ... for denoising, ``_<group>`` for other groups;
@@ -114,15 +120,18 @@ class Criterion(nn.Module):
 
     @staticmethod
     def count_positives(group: PredictionSet, targets: Targets) -> Tensor:
-        """What a group's losses are divided by: its positives, averaged over ranks, at least 1.
+        """What a group's losses are divided by: its positives in the whole batch, averaged over ranks, at least one on
+        all ranks together.
 
         Where a matcher decides, that is all objects (times ``repeats``), also if there are fewer queries than objects.
         """
         if group.target_index is None:
-            positives = targets.valid.sum() * group.repeats
+            positives = targets.batch.valid.sum() * group.repeats
+        elif group.batch_positives is not None:
+            positives = targets.boxes.new_full((), group.batch_positives)
         else:
-            positives = (group.target_index != BACKGROUND).sum()
-        return average_across_ranks(positives.to(targets.boxes)).clamp(min=1)
+            positives = (group.target_index != BACKGROUND).sum() / targets.share
+        return average_across_ranks(positives.to(targets.boxes)).clamp(min=1 / world_size())
 
     def weight(self, group: str, loss: str) -> float:
         exceptions = self.group_weights.get(group, {})
@@ -176,11 +185,11 @@ class _Subgroups:
 
 
 def _own_normaliser(loss: Loss, matched: MatchedPredictions, positives: Tensor) -> Tensor:
-    """What this loss is divided by: (A,) or a scalar, averaged over ranks."""
+    """What this loss is divided by: (A,) or a scalar, of the whole batch, averaged over ranks."""
     own = loss.normaliser(matched) if hasattr(loss, "normaliser") else None
     if own is None:
         return positives
-    return average_across_ranks(own).clamp(min=torch.finfo(matched.boxes.dtype).eps)
+    return average_across_ranks(own / matched.targets.share).clamp(min=torch.finfo(matched.boxes.dtype).eps)
 
 
 def _in_float32(predictions: PredictionSet) -> PredictionSet:

@@ -5,6 +5,7 @@ Legend: B images, N queries, K classes, D channels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,9 @@ from dinox.structures import (
     QueryContext,
     RawPredictions,
     Targets,
+    WholeBatch,
 )
+from dinox.structures.whole_batch import NOISE_SEED
 
 
 @META_ARCH_REGISTRY.register()
@@ -53,6 +56,9 @@ class DetectionTransformer(nn.Module):
         class_names: by class index; None: nobody has said them. Known classes can be given by these names.
         pixel_mean, pixel_std: of the channels in ``input_format``, on 0..255.
     """
+
+    losses_add_up = True
+    """Of the parts of a batch that are told about the whole batch (see :mod:`dinox.structures.whole_batch`)."""
 
     @configurable
     def __init__(
@@ -125,7 +131,7 @@ class DetectionTransformer(nn.Module):
             raise ValueError("this model has no criterion, so it can only detect: call model.eval(), or give it one")
         targets = self.prepare_targets(batched_inputs)
         predictions = self.predict(batched_inputs, targets)
-        return {**self.criterion(predictions.for_losses(), targets), **predictions.auxiliary_losses()}
+        return {**self.criterion(predictions.for_losses(), targets), **predictions.auxiliary_losses(targets.share)}
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]], do_postprocess: bool = True) -> list[Any]:
@@ -153,8 +159,8 @@ class DetectionTransformer(nn.Module):
         """Everything from images to the predictions of all groups.
 
         Groups made from ground truth need ``targets``, and so do auxiliary heads, with the ``instances`` of the inputs;
-        ``generator``, on the model's device, draws their noise. Without ``targets``, what the inputs say is known is
-        used.
+        ``generator``, on the model's device, draws their noise; None: the images' own do, or torch's if they have none.
+        Without ``targets``, what the inputs say is known is used.
         """
         images, more = self.preprocess_image(batched_inputs), {}
         if targets is None:
@@ -164,7 +170,8 @@ class DetectionTransformer(nn.Module):
         if targets is not None and self.auxiliary_heads is not None:
             sizes = [tuple(image.shape[-2:]) for image in images]
             instances = [x["instances"] for x in batched_inputs]
-            more = {"auxiliary": self.auxiliary_heads(memory, sizes, instances, generator), "image_sizes": sizes}
+            auxiliary = self.auxiliary_heads(memory, sizes, instances, generator, targets.seeds)
+            more = {"auxiliary": auxiliary, "image_sizes": sizes}
         return self.decode(memory, proposals, targets, generator, **more)
 
     def decode(
@@ -212,6 +219,7 @@ class DetectionTransformer(nn.Module):
                 group.target_view,
                 group.subgroup_size,
                 padding_mask=group.padding_mask,
+                batch_positives=group.batch_positives,
             )
             for group, group_logits, group_boxes in zip(
                 groups, logits.split(sizes, 2), boxes.split(sizes, 2), strict=True
@@ -239,6 +247,12 @@ class DetectionTransformer(nn.Module):
         ]
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
+        """Ground truth on the model's device. Inputs that are a part of a batch know that of the whole one."""
+        whole = WholeBatch.of(batched_inputs)
+        targets = self._targets_of(whole.inputs)
+        return targets if whole.inputs is batched_inputs else targets.part(whole.start, len(batched_inputs))
+
+    def _targets_of(self, batched_inputs: Sequence[dict[str, Any]]) -> Targets:
         names = _names(batched_inputs)
         missing = [name for name, x in zip(names, batched_inputs, strict=True) if "instances" not in x]
         if missing:
@@ -248,7 +262,9 @@ class DetectionTransformer(nn.Module):
             )
         instances = [x["instances"] for x in batched_inputs]
         require_fields(self.auxiliary_heads, instances, names)
-        return Targets.from_instances(instances, num_classes=self.num_classes, names=names, device=self.device)
+        targets = Targets.from_instances(instances, num_classes=self.num_classes, names=names, device=self.device)
+        seeds = tuple(x.get(NOISE_SEED) for x in batched_inputs)
+        return targets if None in seeds else dataclasses.replace(targets, seeds=seeds)
 
     def prepare_known(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """What the inputs say is known, as ``known`` and ``known_classes`` of ``decode``."""
@@ -280,6 +296,6 @@ def _of_only_class(logits: Tensor, only_class: Tensor | None, num_classes: int) 
     return logits.masked_fill(excluded, torch.finfo(logits.dtype).min)
 
 
-def _names(batched_inputs: list[dict[str, Any]]) -> list[str]:
+def _names(batched_inputs: Sequence[dict[str, Any]]) -> list[str]:
     """What errors call the images."""
     return [str(x.get("file_name", f"image {i} of the batch")) for i, x in enumerate(batched_inputs)]

@@ -37,9 +37,11 @@ class Predictions:
         )
         return [*self.groups.values(), encoder]
 
-    def auxiliary_losses(self) -> dict[str, Tensor]:
-        """Of all auxiliary heads."""
-        return {key: loss for output in (self.auxiliary or {}).values() for key, loss in output.losses.items()}
+    def auxiliary_losses(self, share: float = 1.0) -> dict[str, Tensor]:
+        """Of all auxiliary heads. They are normalised by what the heads find in these images, ``share`` of the whole
+        batch: added up over its parts, they are means of theirs, as they are means over ranks."""
+        outputs = (self.auxiliary or {}).values()
+        return {key: loss * share for output in outputs for key, loss in output.losses.items()}
 
     def of_matching(self) -> RawPredictions:
         matching, proposals = self.groups[MATCHING], self.proposals

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from dinox.layers import CenterShiftAndScale, ContrastiveBoxNoise, SameRangeBoxNoise, draw_box_noise
 from dinox.modeling.queries.placement import AnchorBoxes
-from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, Targets, inverse_sigmoid
+from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, inverse_sigmoid
 from dinox.utils.distributed import max_across_ranks
+from dinox.utils.image_random import draw_uniform
 from dinox.utils.ranges import check_range
 
 logger = logging.getLogger(__name__)
@@ -135,8 +136,9 @@ class DenoisingQueries(nn.Module):
     def forward(self, context: QueryContext) -> QueryGroup | None:
         if context.targets is None:
             return self._known_objects(context)
-        slots = max_across_ranks(context.targets.max_count)  # M, the same on all ranks, and so G
-        objects = self._fill_slots(context.targets, min(slots, self.max_objects), context.generator)
+        batch = context.targets.batch
+        slots = max_across_ranks(batch.max_count)  # M, the same in all parts of a batch and on all ranks, and so G
+        objects = self._fill_slots(context, min(slots, self.max_objects))
         num_groups = self._count_groups(objects.shape[1])
         noise = self.sample_noise(objects.shape, num_groups * self.box_noise.halves, context)
         queries = self.placement(*self._noised_queries(context, objects, noise))
@@ -148,6 +150,7 @@ class DenoisingQueries(nn.Module):
             sees=frozenset({MATCHING}),
             subgroup_size=objects.shape[1] * self.box_noise.halves,
             target_index=self._positive_targets(objects, num_groups),
+            batch_positives=num_groups * sum(min(count, objects.shape[1]) for count in batch.counts),
         )
 
     def _known_objects(self, context: QueryContext) -> QueryGroup | None:
@@ -169,6 +172,8 @@ class DenoisingQueries(nn.Module):
     def sample_noise(self, shape: tuple[int, int], copies: int, context: QueryContext) -> DenoisingNoise:
         """shape: (B, M). The one place where this module draws random numbers; replace it to inject recorded ones."""
         shape = (shape[0], copies, shape[1])
+        if context.generator is None and context.seeds is not None:
+            return self._noise_of_images(shape, context)
         draw = {"generator": context.generator, "device": context.targets.valid.device}
         return DenoisingNoise(
             flip=torch.rand(shape, **draw),
@@ -176,13 +181,37 @@ class DenoisingQueries(nn.Module):
             **vars(draw_box_noise(shape, **draw)),
         )
 
-    def _fill_slots(self, targets: Targets, slots: int, generator: torch.Generator | None) -> Tensor:
+    def _noise_of_images(self, shape: tuple[int, int, int], context: QueryContext) -> DenoisingNoise:
+        """Drawn copy after copy of an image's own objects: more copies or more slots change none of its numbers."""
+        uniform = draw_uniform(
+            (*shape, 10),
+            purpose="denoising",
+            device=context.targets.valid.device,
+            generator=None,
+            seeds=context.seeds,
+            counts=[min(count, shape[2]) for count in context.targets.counts],
+            dim=2,
+        )
+        flip, new_label, sign, magnitude = uniform.split([1, 1, 4, 4], dim=-1)
+        # A product that is rounded up to the number of classes is none of them.
+        new_labels = (new_label[..., 0] * self.num_classes).long().clamp(max=self.num_classes - 1)
+        return DenoisingNoise(flip[..., 0], new_labels, sign=torch.where(sign < 0.5, -1.0, 1.0), magnitude=magnitude)
+
+    def _fill_slots(self, context: QueryContext, slots: int) -> Tensor:
         """(B, M) int64: which object of the image sits in each slot, -1 = padded slot."""
+        targets = context.targets
         device, width = targets.valid.device, targets.valid.shape[1]
         slot = torch.arange(slots, device=device)
         if targets.max_count > self.max_objects:
             self._warn_once(targets.max_count)
-            keys = torch.rand(targets.valid.shape, generator=generator, device=device)
+            keys = draw_uniform(
+                targets.valid.shape,
+                purpose="choice of objects",
+                device=device,
+                generator=context.generator,
+                seeds=context.seeds,
+                counts=targets.counts,
+            )
             shuffled = keys.masked_fill(~targets.valid, 2.0).argsort(dim=1)  # a random order, real objects first
             order = shuffled[:, :slots].sort(dim=1).values
         else:

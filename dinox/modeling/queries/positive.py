@@ -22,6 +22,7 @@ from dinox.modeling.queries.placement import PlacedQueries
 from dinox.structures import BACKGROUND, HeadSamples, QueryContext, QueryGroup, inverse_sigmoid, xyxy_to_cxcywh
 from dinox.structures.boxes import image_size_as_box
 from dinox.utils.gather import gather_rows
+from dinox.utils.image_random import draw_uniform
 from dinox.utils.numbers import fewer
 from dinox.utils.precision import at_least_float32, coordinate_dtype
 from dinox.utils.suggest import did_you_mean
@@ -143,7 +144,13 @@ class PositiveQueries(nn.Module):
         """shape: (B, P). Uniform in [0, 1); the lowest are chosen. The one place where this module draws random
         numbers; replace it to inject recorded ones.
         """
-        return torch.rand(shape, generator=context.generator, device=context.memory.tokens.device)
+        return draw_uniform(
+            shape,
+            purpose=f"positive queries of {self.head}",
+            device=context.memory.tokens.device,
+            generator=context.generator,
+            seeds=context.seeds,
+        )
 
     def _samples_of_head(self, context: QueryContext) -> HeadSamples:
         if self.head not in context.samples:

@@ -3,7 +3,9 @@
 Every split is called as ``split(context)`` in training, and returns the target views of groups by their names. The
 views are hashable: the criterion looks through each of them once.
 
-Legend: B images, M objects.
+Draws are for all images of the whole batch, so that the parts of it draw the same.
+
+Legend: W images of the whole batch, M objects.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dinox.structures import MATCHING, QueryContext, Targets, TargetView
+from dinox.utils.image_random import draw_uniform
 
 KNOWN_GROUP = "denoising"  # the group of known objects: they are denoising queries without noise
 
@@ -31,7 +33,7 @@ class OfClasses:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """Only some objects of one batch. wanted: (B, M) bool."""
+    """Only some objects of one batch. wanted: (W, M) bool."""
 
     wanted: Tensor
 
@@ -77,10 +79,9 @@ class SplitAtRandom:
         self.most = most
 
     def __call__(self, context: QueryContext) -> dict[str, TargetView]:
-        valid = context.targets.valid
-        draw = {"generator": context.generator, "device": valid.device}
-        share = torch.rand(len(valid), 1, **draw) * self.most
-        known = torch.rand(valid.shape, **draw) < share  # (B, M)
+        valid, counts = context.targets.batch.valid, context.targets.batch.counts
+        share = _draw((len(valid), 1), "share of known objects", context) * self.most
+        known = _draw(valid.shape, "known objects", context, counts=counts) < share  # (W, M)
         return {KNOWN_GROUP: Chosen(known), MATCHING: Chosen(~known)}
 
 
@@ -93,11 +94,24 @@ class OneClassPerImage:
     """
 
     def __call__(self, context: QueryContext) -> dict[str, TargetView]:
-        targets = context.targets
+        targets = context.targets.batch
         # A random number per object, but objects of one class share that of the first of them: classes are drawn
         # uniformly, and not by how many objects they have.
-        keys = torch.rand(targets.valid.shape, generator=context.generator, device=targets.valid.device)
-        same = (targets.labels[:, :, None] == targets.labels[:, None]) & targets.valid[:, None]  # (B, M, M)
+        keys = _draw(targets.valid.shape, "class to find", context, counts=targets.counts)
+        same = (targets.labels[:, :, None] == targets.labels[:, None]) & targets.valid[:, None]  # (W, M, M)
         keys = keys.gather(1, same.int().argmax(-1)).masked_fill(~targets.valid, -1.0)
-        chosen = targets.labels.gather(1, keys.argmax(1, keepdim=True))  # (B, 1)
+        chosen = targets.labels.gather(1, keys.argmax(1, keepdim=True))  # (W, 1)
         return {MATCHING: Chosen(targets.labels == chosen)}
+
+
+def _draw(shape: Sequence[int], purpose: str, context: QueryContext, counts: Sequence[int] | None = None) -> Tensor:
+    """(W, ...) uniform in [0, 1)."""
+    batch = context.targets.batch
+    return draw_uniform(
+        shape,
+        purpose=purpose,
+        device=batch.valid.device,
+        generator=context.generator,
+        seeds=batch.seeds,
+        counts=counts,
+    )
