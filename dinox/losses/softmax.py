@@ -29,9 +29,17 @@ class SoftmaxLoss:
         return (loss * self._weights(matched)).sum(dim=(1, 2))
 
     def normaliser(self, matched: MatchedPredictions) -> Tensor:
-        """(A,) sum of the predictions' weights."""
-        return self._weights(matched).sum(dim=(1, 2))
+        """(A,) sum of the predictions' weights. Of a part of a batch: its share of the sum over the whole batch, where
+        that is known."""
+        share = matched.targets.share
+        if share == 1 or matched.batch_positives is None or matched.padding_mask is not None:
+            return self._weights(matched).sum(dim=(1, 2))
+        sets, images, queries = matched.positive.shape
+        background = images * queries - matched.batch_positives * share
+        weight = self.background_weight * background + matched.batch_positives * share
+        return matched.boxes.new_full((sets,), weight)
 
     def _weights(self, matched: MatchedPredictions) -> Tensor:
-        weights = torch.where(matched.positive, 1.0, self.background_weight)
+        weights = torch.full_like(matched.positive, self.background_weight, dtype=matched.logits.dtype)
+        weights = weights.masked_fill(matched.positive, 1.0)
         return weights if matched.padding_mask is None else weights.masked_fill(matched.padding_mask, 0.0)

@@ -69,6 +69,7 @@ class MatchedPredictions:
     padding_mask: (B, N) bool, True = no query at all, which losses leave out; None: all are queries. Such a slot is
     background, its logits are as low as they can be, and its box is empty: sigmoid losses are exactly 0 there, whatever
     they weigh.
+    batch_positives: of the whole batch (``targets.batch``), in each prediction set; None: nobody knows.
     """
 
     logits: Tensor
@@ -79,6 +80,7 @@ class MatchedPredictions:
     targets: Targets
     group: str = MATCHING
     padding_mask: Tensor | None = None
+    batch_positives: int | None = None
 
     @classmethod
     def pair(
@@ -90,6 +92,7 @@ class MatchedPredictions:
         *,
         group: str = MATCHING,
         padding_mask: Tensor | None = None,
+        batch_positives: int | None = None,
     ) -> MatchedPredictions:
         """target_index: (A, B, N) int64 into the targets of the same image, -1 = background. padding_mask: (B, N)."""
         if padding_mask is not None:
@@ -101,7 +104,7 @@ class MatchedPredictions:
         images = torch.arange(index.shape[1], device=index.device)[None, :, None]
         labels = torch.where(positive, targets.labels[images, index], logits.shape[-1])
         target_boxes = torch.where(positive[..., None], targets.boxes[images, index].to(boxes), boxes.detach())
-        return cls(logits, boxes, positive, labels, target_boxes, targets, group, padding_mask)
+        return cls(logits, boxes, positive, labels, target_boxes, targets, group, padding_mask, batch_positives)
 
     def one_hot_labels(self) -> Tensor:
         """(A, B, N, K) float, all zero where background."""

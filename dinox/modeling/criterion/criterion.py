@@ -36,8 +36,8 @@ class Criterion(nn.Module):
     Divisors are those of the whole batch: averages over ranks, and, if ``targets`` are those of a part of this rank's
     batch, of all of its parts. So the parts' losses add up to the batch's, and the mean over ranks is the loss of one
     process with all images. That is exact where the objects tell the number of positives. Where predictions do
-    (positive queries of auxiliary heads, normalisers of a loss), it is estimated from the part: losses then add up to
-    the average of the parts, each counting by its images.
+    (positive queries of auxiliary heads, a loss whose own divisor says nothing of the whole batch), it is estimated
+    from the part: losses then add up to the average of the parts, each counting by its images.
 
     Keys: ``loss_class`` for the last decoder layer, ``loss_class_0`` ... for the earlier ones, ``loss_class_enc`` for
     the encoder's proposals, ``loss_class_dn``, ``loss_class_dn_0`` ... for denoising, ``_<group>`` for other groups;
@@ -80,6 +80,7 @@ class Criterion(nn.Module):
                     seen,
                     group=group.name,
                     padding_mask=group.padding_mask,
+                    batch_positives=_batch_positives(group, seen),
                 )
                 positives = self.count_positives(group, seen)
                 for name, loss in self.losses.items():
@@ -182,6 +183,17 @@ class _Subgroups:
     def join(self, target_index: Tensor) -> Tensor:
         """(A * G, B, N / G) -> (A, B, N)."""
         return target_index.unflatten(0, (-1, self.count)).transpose(1, 2).flatten(2)
+
+
+def _batch_positives(group: PredictionSet, targets: Targets) -> int | None:
+    """Of the whole batch, in each prediction set; None where that is only known of these images."""
+    if group.target_index is not None:
+        return group.batch_positives
+    if group.padding_mask is not None:
+        return None
+    subgroups = _Subgroups.of(group)
+    queries = subgroups.boxes.shape[2]
+    return subgroups.count * sum(min(count * subgroups.repeats, queries) for count in targets.batch.counts)
 
 
 def _own_normaliser(loss: Loss, matched: MatchedPredictions, positives: Tensor) -> Tensor:
