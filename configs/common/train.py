@@ -13,6 +13,9 @@ train = {
     # Parts in which a process computes the gradients of its batch, for less memory: dataloader.train.total_batch_size
     # stays what the optimizer sees, and losses and gradients are those of the whole batch.
     "accumulation_steps": 1,
+    # How optimizer.lr follows the batch size: "linear", "sqrt", or None for not at all. The reference is the batch that
+    # optimizer.lr was chosen for.
+    "lr_scaling": {"rule": None, "reference_batch_size": 16},
     # bf16 or fp16 with fp32 islands. (detectron2's own script knows fp16 only and ignores dtype.)
     "amp": {"enabled": False, "dtype": "bf16"},
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},

@@ -5,11 +5,15 @@ A model whose class has ``losses_add_up = True`` divides its losses by what the 
 for images of one size. Of any other model the losses of a part count by its share of the images, as if they were means
 over images.
 
+What has statistics of a batch (a BatchNorm that learns) or draws for all of it at once (dropout) is not the same in
+parts; a log line warns of the former.
+
 A step ends when all of its parts are done: checkpoints, schedules and positions in the data know nothing of parts.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,6 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dinox.structures.whole_batch import NOISE_SEED, WHOLE_BATCH, WholeBatch
 from dinox.utils.random_state import hashed_seed
+
+logger = logging.getLogger(__name__)
 
 SETTING = "train.accumulation_steps"
 
@@ -78,6 +84,20 @@ def check_accumulation(accumulation_steps: int, images: int) -> None:
         raise ValueError(
             f"{SETTING}={accumulation_steps}: expected at most the {images} images of a process's batch, one in each "
             f"step. Lower it, or raise dataloader.train.total_batch_size"
+        )
+
+
+def warn_of_batch_norms(model: nn.Module, accumulation_steps: int) -> None:
+    """Where there are parts, and layers that normalise each of them by itself."""
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if accumulation_steps > 1 and found:
+        logger.warning(
+            "%s=%d: %d BatchNorm layers (the first one is %s) have statistics of a part of the batch, so that results "
+            "are others than with the whole batch at once. FrozenBN or GN are the same for any batch",
+            SETTING,
+            accumulation_steps,
+            len(found),
+            found[0],
         )
 
 

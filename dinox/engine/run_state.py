@@ -7,7 +7,9 @@ bit on the CPU. Otherwise it goes on after as many images:
 * another number of ranks: the images that were not trained on are shared out anew, none is lost or comes twice; random
   numbers are seeded anew from (seed, iteration, rank);
 * another batch size: the iteration to continue with is that at which the new batches have seen as many images, so that
-  schedules, which are in epochs, go on where they were;
+  schedules, which are in epochs, go on where they were; the learning rate stays, unless ``train.lr_scaling`` has a
+  rule, which is then applied to the new batch (see ``dinox.engine.lr_scaling``);
+* another ``train.accumulation_steps``: nothing to be done, since checkpoints are written between steps;
 * a checkpoint without this state (of detectron2's own script, or of an earlier version): as with another number of
   ranks, by the iterations done. The order of the images is the same only if train.seed is.
 """

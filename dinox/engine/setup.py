@@ -23,6 +23,7 @@ from torch import nn
 
 from dinox.checkpoint.run_files import remove_leftovers_of_killed
 from dinox.engine.logs import RunLog
+from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import check_accumulation
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def check_settings(cfg: DictConfig) -> None:
         )
     if batch is not None:
         check_accumulation(cfg.train.get("accumulation_steps") or 1, batch // processes)
+    LRScaling.of(cfg)
 
 
 def resolve_device(configured: str, *, requested: str | None = None, setting: str = "train.device") -> torch.device:

@@ -10,6 +10,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from dinox.engine.lr_scaling import unscaled_lr
 from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -158,7 +159,7 @@ def _check_same_settings(configured: list[dict], saved: list[dict]) -> None:
         )
     changes = []
     for ours, theirs in zip(configured, saved):
-        theirs = theirs | {"lr": theirs.get("initial_lr", theirs["lr"])}  # before the schedule
+        ours, theirs = (group | {"lr": unscaled_lr(group)} for group in (ours, theirs))  # before the schedule
         for key in _OPTIMIZER_SETTINGS:
             if key in ours and key in theirs and ours[key] != theirs[key]:
                 changes.append(f"{key} is {ours[key]} in the config and {theirs[key]} in the checkpoint")

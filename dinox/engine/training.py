@@ -30,8 +30,9 @@ from dinox.data.errors import DataError
 from dinox.data.problems import listed
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.logs import Console, RunLog
+from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.matching import MatchingMetricsHook
-from dinox.engine.micro_batches import MicroBatches
+from dinox.engine.micro_batches import MicroBatches, warn_of_batch_norms
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import (
@@ -145,6 +146,9 @@ class _TrainingRun:
             raise ValueError(f"lr_multiplier: expected a fvcore ParamScheduler, got {type(self.scheduler).__name__}")
         self.model = cfg.optimizer.params.model = instantiate(cfg.model).to(device)
         optimizer = instantiate(cfg.optimizer)
+        self.lr_scaling = LRScaling.of(cfg)
+        self.lr_scaling.apply(optimizer)
+        warn_of_batch_norms(self.model, cfg.train.get("accumulation_steps") or 1)
         self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
         self.checkpointer.description = describe(cfg, _class_names(cfg))
         resuming = self._start_weights(resume)
@@ -197,6 +201,7 @@ class _TrainingRun:
         """Load everything from the last checkpoint. Returns the iteration to continue with."""
         path = self.checkpointer.get_checkpoint_file()
         self.checkpointer.load(path, purpose="resume")
+        self.lr_scaling.apply_to_resumed(self.trainer.optimizer)
         # The checkpoint holds the last iteration that was finished.
         start, max_iter = self.run_state.start(self.trainer.iter + 1), self.cfg.train.max_iter
         if start > max_iter:

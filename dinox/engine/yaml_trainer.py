@@ -25,6 +25,7 @@ from dinox.config import ConfigError, lazy_config
 from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
+from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import MicroBatches
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
@@ -88,10 +89,13 @@ class DinoxTrainer(DefaultTrainer):
     def _build_trainer(self, lazy: DictConfig, model: nn.Module) -> Trainer:
         device = next(model.parameters()).device
         options = {"broadcast_buffers": False} | ({"device_ids": None} if device.type == "cpu" else {})
+        optimizer = self.build_optimizer(self.cfg, model)
+        self._lr_scaling = LRScaling.of(lazy)
+        self._lr_scaling.apply(optimizer)
         return Trainer(
             model=create_ddp_model(model, **options),
             data_loader=self.build_train_loader(self.cfg),
-            optimizer=self.build_optimizer(self.cfg, model),
+            optimizer=optimizer,
             device=device,
             precision=lazy.train.amp.get("dtype", "bf16") if lazy.train.amp.enabled else "fp32",
             micro_batches=MicroBatches(
@@ -231,6 +235,8 @@ class DinoxTrainer(DefaultTrainer):
                 )
             if found:
                 self.checkpointer.load(self.checkpointer.get_checkpoint_file(), purpose="resume")
+                self._lr_scaling.apply_to_resumed(self.optimizer)
+                self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
                 self.start_iter = self._run_state.start(self.iter + 1)
                 if self.start_iter != self.iter + 1:
                     self._set_schedule(self.start_iter)
