@@ -1,5 +1,6 @@
 """Training and evaluation on detectron2's trainer."""
 
+from dinox.engine.micro_batches import MicroBatches
 from dinox.engine.optimizer import ClippedAdamW, get_optimizer_params
 from dinox.engine.schedule import cosine_schedule, step_schedule
 from dinox.engine.stopping import TrainingStopped
@@ -10,6 +11,7 @@ from dinox.engine.yaml_trainer import DinoxTrainer
 __all__ = [
     "ClippedAdamW",
     "DinoxTrainer",
+    "MicroBatches",
     "Trainer",
     "TrainingStopped",
     "cosine_schedule",
