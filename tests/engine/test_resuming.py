@@ -197,16 +197,18 @@ def test_row_35_stopped_twice_and_in_fp16(tmp_path, stop_in):
     assert_same(final(cfg), final(whole))
 
 
-def test_row_35_with_denoising_and_without_a_seed(tmp_path, stop_in):
-    """The seed that was drawn is that of the resumed run."""
-    cfg = mixed_cfg(tmp_path / "run", config=TINY_DINO_CONFIG, overrides=["train.seed=-1", "train.max_iter=4"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_row_35_with_denoising_and_without_a_seed(tmp_path, stop_in, parts):
+    """The seed that was drawn is that of the resumed run; a step is saved when all of its parts are done."""
+    overrides = ["train.max_iter=4", f"train.accumulation_steps={parts}"]
+    cfg = mixed_cfg(tmp_path / "run", config=TINY_DINO_CONFIG, overrides=["train.seed=-1", *overrides])
     stop_in(1)
     with pytest.raises(TrainingStopped):
         train(cfg, console="off")
     stopped = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=True)
     seed = stopped["trainer"]["hooks"]["RunCheckpoints"]["seed"]
     train(cfg, resume=True, console="off")
-    whole = mixed_cfg(tmp_path / "whole", config=TINY_DINO_CONFIG, overrides=[f"train.seed={seed}", "train.max_iter=4"])
+    whole = mixed_cfg(tmp_path / "whole", config=TINY_DINO_CONFIG, overrides=[f"train.seed={seed}", *overrides])
     train(whole, console="off")
     assert_same(final(cfg), final(whole))
 

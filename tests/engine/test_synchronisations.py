@@ -14,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dinox.engine.micro_batches import MicroBatches
 from dinox.engine.optimizer import ClippedAdamW
 from dinox.engine.trainer import Trainer
 from dinox.matching import HungarianMatcher
@@ -74,24 +75,27 @@ def note(name: str, waits: list[str]) -> None:
         waits.append(f"{Path(ours[-1].filename).name} {ours[-1].name}: {name}" if ours else name)
 
 
-def make_trainer(config: str, device: str = "cpu") -> Trainer:
+def make_trainer(config: str, device: str = "cpu", parts: int = 1) -> Trainer:
     model = build_small(config).to(device)
     inputs = [make_input(64, 96, 3), make_input(64, 96, 0, seed=1)]
     optimizer = ClippedAdamW(model.parameters(), lr=1e-4)
-    trainer = Trainer(model=model, data_loader=[inputs] * 3, optimizer=optimizer, device=device)
+    micro_batches = MicroBatches(accumulation_steps=parts, seed=lambda: 0)
+    trainer = Trainer(
+        model=model, data_loader=[inputs] * 3, optimizer=optimizer, device=device, micro_batches=micro_batches
+    )
     trainer.iter, trainer.storage = 0, EventStorage()
     return trainer
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_a_training_step_waits_twice(config, monkeypatch):
+@pytest.mark.parametrize(("config", "parts"), [*((config, 1) for config in CONFIGS), (DINO, 2)])
+def test_a_training_step_waits_for_each_matching_and_once_for_its_scalars(config, parts, monkeypatch):
     monkeypatch.setattr(HungarianMatcher, "_costs_on_host", HungarianMatcher._costs_in_one_copy)  # as on a GPU
-    trainer, waits = make_trainer(config), []
+    trainer, waits = make_trainer(config, parts=parts), []
     with trainer.storage:
         trainer.run_step()  # optimizers make their state in the first step
         with Copies(waits), Values(waits):
             trainer.run_step()
-    assert waits == ["hungarian.py _costs_in_one_copy: cpu", "trainer.py _gather: tolist"]
+    assert waits == ["hungarian.py _costs_in_one_copy: cpu"] * parts + ["trainer.py _gather: tolist"]
 
 
 @pytest.mark.parametrize(

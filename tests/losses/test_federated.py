@@ -1,5 +1,6 @@
 """The federated loss against the loss that it wraps, on the classes drawn."""
 
+import dataclasses
 import math
 
 import pytest
@@ -115,6 +116,27 @@ def test_a_seed_determines_the_draw():
         for _ in range(2)
     )
     assert [first(matched).tolist() for _ in range(5)] == [second(matched).tolist() for _ in range(5)]
+
+
+def test_parts_of_a_batch_draw_the_classes_of_the_batch_if_images_have_seeds():
+    """Class 4 is in the first image, class 2 in the second; each of them alone gives both, and the same third one."""
+    labels, logits = [torch.tensor([4]), torch.tensor([2])], torch.zeros(1, 2, 1, CLASSES)
+    whole = Targets.from_lists(labels, [torch.rand(1, 4)] * 2)
+    drawn = []
+
+    def draw(*arguments):
+        drawn.append(draw_classes(*arguments).tolist())
+        return torch.tensor(drawn[-1])
+
+    loss = FederatedLoss(loss=FocalLoss(), image_counts=None, num_classes_drawn=3, draw=draw)
+    for step in range(20):
+        seeded = dataclasses.replace(whole, seeds=(2 * step, 2 * step + 1))
+        for targets in (seeded, seeded.part(0, 1), seeded.part(1, 1)):
+            images = len(targets.counts)
+            index = torch.zeros(1, images, 1, dtype=torch.int64)
+            loss(MatchedPredictions.pair(logits[:, :images], torch.rand(1, images, 1, 4), index, targets))
+        assert drawn[-1] == drawn[-2] == drawn[-3] and {2, 4} < set(drawn[-1])
+    assert len(set(map(tuple, drawn))) == 4  # whichever the third one is
 
 
 def test_without_objects_there_is_a_loss_and_a_gradient():
