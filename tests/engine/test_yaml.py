@@ -321,6 +321,21 @@ def test_a_resumed_run_with_other_batches_goes_on_after_as_many_images(finished,
     assert trainer.start_iter == trainer.scheduler.last_epoch == 1
 
 
+def test_parts_of_batches_and_scaled_learning_rates_are_overrides(finished, tmp_path):
+    """A resumed run has the rates of its own batch, 4 instead of 2, and so has its schedule."""
+    cfg, before, _ = finished
+    overrides = ["train.accumulation_steps=2", "train.lr_scaling={rule:sqrt,reference_batch_size:1}"]
+    other = make_cfg(cfg.OUTPUT_DIR, "SOLVER.IMS_PER_BATCH", "4", "SOLVER.MAX_ITER", "8", overrides=overrides)
+    trainer = DinoxTrainer(other)
+    rates = [group["initial_lr"] for group in before.optimizer.param_groups]
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [2 * rate for rate in rates]
+    trainer.resume_or_load(resume=True)
+    assert trainer.scheduler.base_lrs == [2 * rate for rate in rates]
+    assert trainer.optimizer.param_groups[0]["lr"] == 2 * rates[0]  # four steps count as two of eight: no drop yet
+    parts = list(trainer._trainer.micro_batches.split([{"image_id": 1}] * 4, 0))
+    assert [len(part.inputs) for part in parts] == [2, 2] and "noise_seed" in parts[0].inputs[0]
+
+
 def test_a_folder_with_checkpoints_is_not_trained_into_by_mistake(finished):
     cfg, _, _ = finished
     with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run: resume it"):

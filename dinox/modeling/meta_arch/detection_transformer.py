@@ -118,7 +118,8 @@ class DetectionTransformer(nn.Module):
                 ``gt_classes`` in training. At inference, ``content_size`` is (height, width) of what is no padding in
                 ``image``, if it was padded to the right and below. Of models that were trained for it: ``known_boxes``
                 (n, 4), in the same frame, with ``known_labels`` (n,) are objects that help to detect the others, and
-                ``known_classes`` are all classes that are there (DN-DETR, section 5.7). Other keys are ignored.
+                ``known_classes`` are all classes that are there (DN-DETR, section 5.7). What a trainer may add is in
+                :mod:`dinox.structures.whole_batch`. Other keys are ignored.
 
         Returns:
             in training, a dict of weighted scalar losses; else a list of ``{"instances": Instances}`` with
