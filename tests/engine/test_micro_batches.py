@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.utils.events import EventStorage
+from torch.nn.parallel import DistributedDataParallel
 
 from dinox.engine import MicroBatches, Trainer
 from dinox.structures.whole_batch import NOISE_SEED, WHOLE_BATCH
@@ -20,6 +22,20 @@ def images(*ids):
 
 def noise_seeds(batch, **options):
     return [x[NOISE_SEED] for part in split(batch, 1, **options) for x in part.inputs]
+
+
+def run_step(model, batch, parts):
+    trainer = Trainer(
+        model=model,
+        data_loader=[batch],
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        device="cpu",
+        micro_batches=MicroBatches(accumulation_steps=parts),
+    )
+    trainer.iter, trainer.storage = 0, EventStorage()
+    with trainer.storage:
+        trainer.run_step()
+    return trainer
 
 
 @pytest.mark.parametrize(
@@ -71,6 +87,25 @@ def test_images_without_an_id_are_told_by_their_place_among_all_ranks(monkeypatc
         assert [x[NOISE_SEED] for x in part.inputs] == [x[NOISE_SEED] for x in alone.inputs[rank::2]]
 
 
+def test_ranks_exchange_gradients_once_a_step(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+    try:
+        model, exchanged = DistributedDataParallel(TinyDetector(num_classes=6)), []
+
+        def exchange(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            exchanged.append(bucket.index())
+            done = torch.futures.Future()
+            done.set_result(bucket.buffer())
+            return done
+
+        model.register_comm_hook(None, exchange)
+        batch = [make_input(32, 32, 1, num_classes=6, seed=i) for i in range(3)]
+        run_step(model, batch, parts=3)
+    finally:
+        dist.destroy_process_group()
+    assert exchanged == [0]
+
+
 def test_the_losses_of_other_models_are_means_over_images():
     """TinyDetector knows nothing of parts. Three images, two and one of them at a time; float32, 1e-5 for sums."""
     batch = [make_input(32, 32, n, num_classes=6, seed=n) for n in (1, 2, 3)]
@@ -78,16 +113,7 @@ def test_the_losses_of_other_models_are_means_over_images():
     for parts in (1, 2):
         torch.manual_seed(0)
         model = TinyDetector(num_classes=6)
-        trainer = Trainer(
-            model=model,
-            data_loader=[batch],
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
-            device="cpu",
-            micro_batches=MicroBatches(accumulation_steps=parts),
-        )
-        trainer.iter, trainer.storage = 0, EventStorage()
-        with trainer.storage:
-            trainer.run_step()
+        trainer = run_step(model, batch, parts)
         found.append((trainer.storage.latest()["loss_class"][0], [p.grad for p in model.parameters()]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-7)
