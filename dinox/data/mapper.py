@@ -21,6 +21,7 @@ from dinox.data.errors import DataError
 from dinox.data.images import LoadedImage, check_image_settings, load_image
 from dinox.data.large_scale_jitter import content_size
 from dinox.data.masks import CROWD_REGION, MASK_FORMATS, AugmentedImage, count_pixels, masks_of, region_of, tight_boxes
+from dinox.data.workers import handed_over
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ class DetectionMapper:
             output["content_size"] = content
         if self.is_train:
             output |= self._objects(annotations, image)
-        return output | self._known(annotations, image)
+        output |= self._known(annotations, image)
+        return output if self.is_train else handed_over(output)
 
     def _objects(self, annotations: Sequence[dict], image: AugmentedImage) -> dict:
         """What there is to learn of the image."""

@@ -28,6 +28,7 @@ from dinox.data.images import CAUSES
 from dinox.data.left_out import entries_left_out
 from dinox.data.position import VISIT, Position, PositionCounter
 from dinox.data.sampling import NumberedSampler, Visit
+from dinox.data.workers import LOST_WORKER, handed_over, is_lost_worker
 from dinox.utils.random_state import seeded_random_state, unchanged_random_state
 from dinox.utils.whole_files import written_whole
 
@@ -42,7 +43,6 @@ CHECKPOINT_MARK = "last_checkpoint"
 """The file in which detectron2 names the last checkpoint of a folder."""
 _COLUMNS = ["path", "image id", "cause"]
 _LISTED = 10
-_LOST_WORKER = "DataLoader worker"  # torch's words
 
 
 class ReadableImages(Dataset):
@@ -90,7 +90,7 @@ class ReadableImages(Dataset):
             generator = self._copy_paste.generator(int(index), number or 0)
             other = self._readable(int(generator.integers(len(self))), number, is_pasted=True)
             image = self._copy_paste(image, other, generator)
-        return image if number is None else {**image, VISIT: number}
+        return handed_over(image if number is None else {**image, VISIT: number})
 
     def _readable(self, index: int, number: int | None, *, is_pasted: bool = False) -> dict:
         for candidate in _candidates(int(index), len(self)):
@@ -216,7 +216,7 @@ class SkippingLoader:
             self.lost_workers = is_lost_worker(error)
             if isinstance(error, RuntimeError) or not self.lost_workers:
                 raise
-            raise RuntimeError(f"{_LOST_WORKER} does not answer: {error}") from error
+            raise RuntimeError(f"{LOST_WORKER} does not answer: {error}") from error
 
     def state_dict(self) -> dict[str, Any]:
         """This rank's: tensors and numbers only. To be asked for between a step's end and the next batch."""
@@ -314,14 +314,6 @@ class SkippingLoader:
             logger.warning("The list of skipped images %s cannot be written: %s", self._csv, error.strerror)
             self._csv = None
         self._listed = len(rows)
-
-
-def is_lost_worker(error: Exception) -> bool:
-    """What torch raises where a worker was killed: a RuntimeError in the midst of anything, or what comes of asking the
-    worker for a batch."""
-    if isinstance(error, RuntimeError):
-        return str(error).startswith(_LOST_WORKER)
-    return not str(error).startswith("Caught ")  # of the worker itself, alive
 
 
 def _row(record: dict, cause: str) -> list[str]:

@@ -11,8 +11,7 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 
 from dinox.checkpoint import Checkpointer, CheckpointError
-from dinox.data.errors import DataError
-from dinox.data.skipping import is_lost_worker
+from dinox.data.workers import is_lost_worker, lost_worker
 from dinox.engine.run_state import RunState
 from dinox.engine.stopping import StopSignals, TrainingStopped
 from dinox.utils.random_state import unchanged_random_state
@@ -94,11 +93,8 @@ class RunCheckpoints(hooks.PeriodicCheckpointer):
                 raise
             if self._signals.received is not None and self._saved == self._done is not None:
                 raise TrainingStopped(self._signals.received, steps=self._saved) from error
-            raise DataError(
-                f"a process that reads training images was ended from outside ({str(error).strip()}). If memory ran "
-                "out (the system's log tells), lower dataloader.train.num_workers or enlarge /dev/shm. Saved "
-                "checkpoints are intact: --resume continues"
-            ) from error
+            consequence = ". Saved checkpoints are intact: --resume continues"
+            raise lost_worker(error, loader="dataloader.train", consequence=consequence) from error
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
