@@ -25,6 +25,8 @@ train = {
     # `dinox analyze curves --metric matching/instability matching/anchor_target_l1 matching/atd_100
     # matching/unstable_0`, which is of the first decoder layer.
     "matching_metrics": {"enabled": False, "period": "${train.eval_period}", "num_images": 100, "top_k": 100},
+    # Steps with a loss or a gradient that is NaN or infinite: left out, up to so many in the whole run; then an error.
+    "non_finite": {"most_skipped": 0},
     "log_period": 20,
     "device": "cuda",  # without a GPU, dinox's training script says so and takes the CPU
     "seed": -1,  # -1: another one each time

@@ -9,6 +9,7 @@ from dinox.analysis.inputs import synthetic_inputs
 from dinox.analysis.layer_scores import LayerScores, draw_layer_scores, read_layer_scores
 from dinox.analysis.matching import MatchingReport, analyze_matching, check_output_folder, draw_matching
 from dinox.analysis.model_report import ModelReport, analyze_model, report_rows
+from dinox.analysis.non_finite import rerun_non_finite
 from dinox.analysis.parameters import (
     ParameterCounts,
     count_parameters,
@@ -57,6 +58,7 @@ __all__ = [
     "read_run",
     "read_runs",
     "report_rows",
+    "rerun_non_finite",
     "synthetic_inputs",
     "watch_parts",
 ]

@@ -92,6 +92,12 @@ def _trainable_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter,
                 yield f"{prefix}.{name}" if prefix else name, parameter, module
 
 
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """L2 norm of the gradient of all parameters together."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.nn.utils.clip_grad_norm_(parameters, float("inf"))
+
+
 class ClippedAdamW(torch.optim.AdamW):
     """AdamW that first scales the gradient of ALL parameters together to an L2 norm of at most ``max_grad_norm``.
 

@@ -25,6 +25,7 @@ from dinox.checkpoint.run_files import remove_leftovers_of_killed
 from dinox.engine.logs import RunLog
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import check_accumulation
+from dinox.engine.non_finite import check_non_finite
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ValueError(f"{key}: expected a whole number of at least {least}, got {value!r}")
+    check_non_finite(OmegaConf.select(cfg, "train.non_finite"))
     batch, processes = OmegaConf.select(cfg, "dataloader.train.total_batch_size"), comm.get_world_size()
     if batch is not None and batch % processes:
         raise ValueError(

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from dinox.engine.lr_scaling import unscaled_lr
 from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
+from dinox.engine.non_finite import BadStep, NonFiniteSteps, describe_images, is_finite
+from dinox.engine.optimizer import gradient_norm
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_FILES_IN_ERROR = 16  # a whole batch of the papers
 _OPTIMIZER_SETTINGS = ("lr", "weight_decay", "momentum", "betas", "eps")
 
 
@@ -22,8 +24,11 @@ class Trainer(SimpleTrainer):
     """SimpleTrainer in fp32, bf16 or fp16, on CPU and CUDA, for a model that returns a dict of scalar losses.
 
     Per step it moves the losses to the host once, for logging and for the check that they are finite. The check comes
-    before the optimizer's step, so a bad batch never reaches the weights. All ranks see the same and stop together.
-    A step may compute its gradients in parts (see ``dinox.engine.micro_batches``).
+    before the optimizer's step, so a bad batch never reaches the weights. All ranks see the same and stop together, or
+    skip the step together (see ``NonFiniteSteps``). A step may compute its gradients in parts (see
+    ``dinox.engine.micro_batches``).
+
+    ``updated`` is False after a step that left the weights as they were because a loss or a gradient was not finite.
     """
 
     def __init__(
@@ -35,12 +40,17 @@ class Trainer(SimpleTrainer):
         device: torch.device | str,
         precision: str = "fp32",
         micro_batches: MicroBatches | None = None,
+        non_finite: NonFiniteSteps | None = None,
     ):
         """``precision``: "fp32", "bf16" or "fp16". ``device``: the model's. ``micro_batches``: None: batches as the
-        loader gives them, without noise seeds."""
+        loader gives them, without noise seeds. ``non_finite``: what is done about losses that are not finite; None:
+        they are an error, and no file is written."""
         if precision not in AUTOCAST_DTYPES:
             raise ValueError(f"train.amp.dtype: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
         super().__init__(model=model, data_loader=data_loader, optimizer=optimizer)
+        self.non_finite = NonFiniteSteps() if non_finite is None else non_finite
+        self.updated = True
+        self.precision = precision
         self.device_type = torch.device(device).type
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         # bf16 has the range of fp32 and needs no scaling; a disabled scaler passes everything through.
@@ -53,13 +63,18 @@ class Trainer(SimpleTrainer):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
 
+        self.non_finite.begin_step()
         self.optimizer.zero_grad()
         losses = self._compute_gradients(batch)
         self.after_backward()
         grad_norm = self._clip_gradients()
 
-        self._record(losses, grad_norm=grad_norm, data_time=data_time, batch=batch)
-        self.grad_scaler.step(self.optimizer)
+        bad = self._record(losses, grad_norm=grad_norm, data_time=data_time)
+        self.updated = bad is None
+        if bad is None:
+            self.grad_scaler.step(self.optimizer)
+        else:
+            self.non_finite.handle(bad, self.model, self._autocast)
         self.grad_scaler.update()
 
     def _compute_gradients(self, batch: list[dict]) -> dict[str, Tensor]:
@@ -79,62 +94,47 @@ class Trainer(SimpleTrainer):
             getattr(hook, "after_backward", lambda: None)()
 
     def _forward(self, batch: list[dict]) -> Mapping[str, Tensor]:
-        enabled = self.autocast_dtype is not None
+        self.non_finite.before_forward(self.model, batch)
         try:
-            with torch.autocast(self.device_type, dtype=self.autocast_dtype, enabled=enabled):
+            with self._autocast():
                 return self.model(batch)
         except (ValueError, FloatingPointError) as error:
-            # The matcher refuses NaN costs before there is a loss, but it does not know which files these are.
-            message = f"{error} (iteration {self.iter}, {_files(batch)})"
+            # Parts refuse numbers before there is a loss, but they do not know which files these are of.
+            message = f"{error} (iteration {self.iter}, {describe_images(batch)})"
             raise (FloatingPointError if isinstance(error, FloatingPointError) else ValueError)(message) from error
 
-    def _clip_gradients(self) -> Tensor | None:
-        """The gradient's norm, if the optimizer is one that clips (see ClippedAdamW)."""
-        clip = getattr(self.optimizer, "clip_gradients", None)
-        if clip is None:
-            return None
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device_type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def _clip_gradients(self) -> Tensor:
+        """The gradient's norm, before it was clipped, if the optimizer is one that clips (see ClippedAdamW)."""
         self.grad_scaler.unscale_(self.optimizer)
+        clip = getattr(self.optimizer, "clip_gradients", partial(gradient_norm, self.optimizer))
         return clip()
 
-    def _record(
-        self, losses: Mapping[str, Tensor], *, grad_norm: Tensor | None, data_time: float, batch: list[dict]
-    ) -> None:
-        """Store the step's scalars, averaged over ranks. Raises FloatingPointError if one is not finite."""
-        scalars = dict(losses)
-        if grad_norm is not None:
-            scalars["grad_norm"] = grad_norm
+    def _record(self, losses: Mapping[str, Tensor], *, grad_norm: Tensor, data_time: float) -> BadStep | None:
+        """Store the step's scalars, averaged over ranks; or say which of them are not finite."""
+        scalars = {**losses, "grad_norm": grad_norm}
         values = _gather(scalars, data_time)  # rank -> name -> value
         mean = {name: sum(rank[name] for rank in values) / len(values) for name in scalars}
-        bad = [name for name in losses if not _is_finite(mean[name])]
+        bad = [name for name in losses if not is_finite(mean[name])]
         # In fp16 an infinite gradient is the scaler's signal to skip the step and to scale less.
-        if not bad and not self.grad_scaler.is_enabled() and not _is_finite(mean.get("grad_norm", 0.0)):
+        if not bad and not self.grad_scaler.is_enabled() and not is_finite(mean["grad_norm"]):
             bad = ["grad_norm"]
         if bad:
-            raise FloatingPointError(self._explain_non_finite(bad, values, batch))
+            lr = max(group["lr"] for group in self.optimizer.param_groups)
+            return BadStep(self.iter, values, bad, lr, self.grad_scaler.get_scale(), self.precision)
         if comm.is_main_process():
             self.storage.put_scalar("data_time", max(rank["data_time"] for rank in values))
             self.storage.put_scalar("total_loss", sum(mean[name] for name in losses))
             for name, value in mean.items():
-                if _is_finite(value):
+                if is_finite(value):
                     self.storage.put_scalar(name, value)
-
-    def _explain_non_finite(self, bad: list[str], values: list[dict[str, float]], batch: list[dict]) -> str:
-        """``values``: of each rank. Called on all ranks; each tells its files, and those with bad values are named."""
-        files = comm.all_gather(_files(batch))
-        ranks = [rank for rank, own in enumerate(values) if not all(_is_finite(own[name]) for name in bad)]
-        where = "; ".join(f"rank {rank}: {files[rank]}" if len(files) > 1 else files[rank] for rank in ranks)
-        worst = {name: next(own[name] for own in values if not _is_finite(own[name])) for name in bad}
-        terms = ", ".join(f"{name} = {value}" for name, value in worst.items())
-        what = "gradient" if bad == ["grad_norm"] else "loss"
-        lr = max(group["lr"] for group in self.optimizer.param_groups)
-        return (
-            f"non-finite {what} at iteration {self.iter}: {terms} (lr {lr:g}; {where}). The weights were not updated "
-            "and saved checkpoints are intact. Look at these images and boxes, lower optimizer.lr, or train in fp32 or "
-            "bf16"
-        )
+        return None
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+        own = {"grad_scaler": self.grad_scaler.state_dict(), "non_finite": self.non_finite.state_dict()}
+        return super().state_dict() | own
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Raises ValueError if the optimizer's settings are not those of the checkpoint, which torch would take."""
@@ -143,6 +143,7 @@ class Trainer(SimpleTrainer):
         # Empty in the checkpoint of a run that needed no scaler.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.non_finite.load_state_dict(state_dict.get("non_finite", {}), iteration=self.iter)
 
 
 def _check_same_settings(configured: list[dict], saved: list[dict]) -> None:
@@ -177,13 +178,3 @@ def _gather(scalars: Mapping[str, Tensor], data_time: float) -> list[dict[str, f
         dist.all_gather(gathered, packed)
     names = [*scalars, "data_time"]
     return [dict(zip(names, rank, strict=True)) for rank in torch.stack(gathered).tolist()]
-
-
-def _is_finite(value: float) -> bool:
-    return abs(value) < float("inf")  # False for NaN
-
-
-def _files(batch: list[dict]) -> str:
-    names = [str(item.get("file_name", f"image {i} of the batch")) for i, item in enumerate(batch)]
-    more = f" and {len(names) - _FILES_IN_ERROR} more" if len(names) > _FILES_IN_ERROR else ""
-    return "images: " + ", ".join(names[:_FILES_IN_ERROR]) + more

@@ -29,10 +29,12 @@ from dinox.data.conversions import conversions_counted
 from dinox.data.errors import DataError
 from dinox.data.problems import listed
 from dinox.data.skipping import SkippingLoader
+from dinox.data.workers import explained_losses_of_test_workers
 from dinox.engine.logs import Console, RunLog
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.matching import MatchingMetricsHook
 from dinox.engine.micro_batches import MicroBatches, warn_of_batch_norms
+from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import (
@@ -128,7 +130,8 @@ def evaluate(
         description = read_description(weights)
         _warn_of_another_model(description, cfg)
         _number_classes_like(description, cfg)
-        return evaluation(model if wrapper is None else wrapper(model=model))
+        with explained_losses_of_test_workers():
+            return evaluation(model if wrapper is None else wrapper(model=model))
 
 
 class _TrainingRun:
@@ -166,6 +169,7 @@ class _TrainingRun:
             optimizer=optimizer,
             device=device,
             precision=self.precision,
+            non_finite=NonFiniteSteps(output_dir=cfg.train.output_dir, **cfg.train.get("non_finite", {})),
             micro_batches=MicroBatches(
                 accumulation_steps=cfg.train.get("accumulation_steps") or 1, seed=lambda: self.run_state.seed
             ),

@@ -27,6 +27,7 @@ from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import MicroBatches
+from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
@@ -98,6 +99,7 @@ class DinoxTrainer(DefaultTrainer):
             optimizer=optimizer,
             device=device,
             precision=lazy.train.amp.get("dtype", "bf16") if lazy.train.amp.enabled else "fp32",
+            non_finite=NonFiniteSteps(output_dir=self.cfg.OUTPUT_DIR, **lazy.train.get("non_finite", {})),
             micro_batches=MicroBatches(
                 accumulation_steps=lazy.train.get("accumulation_steps") or 1, seed=lambda: self._run_state.seed
             ),

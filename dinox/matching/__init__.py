@@ -3,7 +3,7 @@
 from dinox.matching.atss import assign_atss
 from dinox.matching.costs import ExactGIoUCost, FocalCost, GIoUCost, L1Cost, SoftmaxCost, focal_cost
 from dinox.matching.fcos import assign_fcos
-from dinox.matching.hungarian import HungarianMatcher
+from dinox.matching.hungarian import HungarianMatcher, NonFiniteCosts
 from dinox.matching.max_iou import IGNORED, assign_max_iou
 from dinox.matching.paa import assign_paa
 from dinox.matching.position_modulated import PositionModulatedCost, ReleasedPositionModulatedCost, positional_scores
@@ -16,6 +16,7 @@ __all__ = [
     "GIoUCost",
     "HungarianMatcher",
     "L1Cost",
+    "NonFiniteCosts",
     "PositionModulatedCost",
     "ReleasedPositionModulatedCost",
     "Sampled",

@@ -16,6 +16,10 @@ from dinox.utils.precision import at_least_float32
 Cost = Callable[[Tensor, Tensor, Targets], Tensor]
 
 
+class NonFiniteCosts(ValueError):
+    """A cost of matching is NaN or infinite."""
+
+
 class HungarianMatcher:
     """Assigns every object of an image to the one prediction that makes the total cost least.
 
@@ -42,7 +46,7 @@ class HungarianMatcher:
         all results back in another. Matrices are solved in threads; on the CPU, while the next ones are computed.
 
         Raises:
-            ValueError: a cost is NaN or infinite; names the term, the prediction set and the image.
+            NonFiniteCosts: a cost is NaN or infinite; names the term, the prediction set and the image.
         """
         repeats = repeats or [1] * len(predictions)
         groups = zip(self._costs_on_host(predictions, targets), repeats, strict=True)
@@ -53,7 +57,7 @@ class HungarianMatcher:
             for b, count in enumerate(targets.counts)
         )
         if any(target_index is None for target_index in found):
-            raise ValueError(self._explain_non_finite(predictions, targets))
+            raise NonFiniteCosts(self._explain_non_finite(predictions, targets))
         shapes = [logits.shape[:3] for logits, _ in predictions]
         return _on_device(found, shapes, predictions[0][0].device)
 

@@ -33,6 +33,17 @@ def allowed_globals(types: Sequence[type]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def run_eagerly() -> Iterator[None]:
+    """Inside the block what torch.compile compiled runs as it was written, so that hooks of modules inside are called.
+    Before torch 2.6 there is no such switch, and compiled parts stay as they are."""
+    if _TORCH >= (2, 6):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
 _NUMPY_ALIASES = {"float": float, "int": int, "bool": bool, "object": object, "str": str, "complex": complex}
 """Names of Python's own types that numpy 1.24 removed; some came back with another meaning, which stay as they are."""
 

@@ -39,6 +39,26 @@ def test_keys_derive_from_groups_and_layers():
     assert keys == {f"loss_{kind}{suffix}" for kind in WEIGHTS for suffix in suffixes}
 
 
+def test_costs_that_are_not_finite_make_every_loss_nan_until_the_next_batch(caplog):
+    """Here of a query that no object is matched to, which is in no box loss; on another rank there may be nothing
+    wrong."""
+    criterion, targets = make_criterion(), make_targets(1, 2)
+    sets = [make_set("denoising", target_index=torch.full((2, 6), -1)), make_set()]
+    expected = criterion(sets, targets)
+    index = criterion.assign(sets, targets)[1]
+    query = int((index[1, 0] == -1).nonzero()[0])
+    before, sets[1].boxes[1, 0, query, 2] = sets[1].boxes[1, 0, query, 2].clone(), float("nan")
+    for _ in range(2):
+        losses = criterion(sets, targets)
+        assert losses.keys() == expected.keys()
+        assert all(loss.isnan() for loss in losses.values())
+    assert "bbox_cost" in criterion.non_finite_costs or "boxes of prediction set" in criterion.non_finite_costs
+    assert [record.message for record in caplog.records] == [f"All losses are NaN: {criterion.non_finite_costs}"]
+    sets[1].boxes[1, 0, query, 2] = before
+    assert criterion(sets, targets) == expected
+    assert criterion.non_finite_costs is None
+
+
 def test_perfect_boxes_cost_nothing():
     targets = make_targets(2, 1)
     boxes = torch.full((1, 2, 6, 4), 0.5)

@@ -6,16 +6,20 @@ Legend: A prediction sets of a group (decoder layers), B images, N queries, K cl
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dinox.matching import NonFiniteCosts
 from dinox.structures import BACKGROUND, MATCHING, MatchedPredictions, PredictionSet, Targets
 from dinox.utils.distributed import average_across_ranks, world_size
 from dinox.utils.precision import at_least_float32
 from dinox.utils.suggest import did_you_mean
+
+logger = logging.getLogger(__name__)
 
 Loss = Callable[[MatchedPredictions], Tensor]
 
@@ -42,7 +46,12 @@ class Criterion(nn.Module):
     Keys: ``loss_class`` for the last decoder layer, ``loss_class_0`` ... for the earlier ones, ``loss_class_enc`` for
     the encoder's proposals, ``loss_class_dn``, ``loss_class_dn_0`` ... for denoising, ``_<group>`` for other groups;
     the same for every batch and rank. All values are already multiplied by their weight.
+
+    Where the matcher refuses costs that are not finite, all losses are NaN, and ``non_finite_costs`` is what it said,
+    until the next batch. An error of one rank would leave the others waiting for it; losses reach all of them.
     """
+
+    non_finite_costs: str | None = None
 
     def __init__(
         self,
@@ -72,7 +81,8 @@ class Criterion(nn.Module):
             self._check_groups(predictions)
             losses = {}
             views = self.view(predictions, targets)
-            for group, seen, target_index in zip(predictions, views, self.assign(predictions, targets), strict=True):
+            assigned, factor = self._assign_or_nan(predictions, targets)
+            for group, seen, target_index in zip(predictions, views, assigned, strict=True):
                 matched = MatchedPredictions.pair(
                     group.logits,
                     group.boxes,
@@ -85,9 +95,21 @@ class Criterion(nn.Module):
                 positives = self.count_positives(group, seen)
                 for name, loss in self.losses.items():
                     normaliser = _own_normaliser(loss, matched, positives)
-                    values = self.weight(group.name, name) * loss(matched) / normaliser  # (A,)
+                    values = factor * self.weight(group.name, name) * loss(matched) / normaliser  # (A,)
                     losses.update(_by_layer(f"loss_{name}{GROUP_SUFFIXES.get(group.name, '_' + group.name)}", values))
         return losses
+
+    def _assign_or_nan(self, predictions: Sequence[PredictionSet], targets: Targets) -> tuple[list[Tensor], float]:
+        """``assign``, and a factor of the losses: 1, or NaN if that cannot be done."""
+        before, self.non_finite_costs = self.non_finite_costs, None
+        try:
+            return self.assign(predictions, targets), 1.0
+        except NonFiniteCosts as error:
+            self.non_finite_costs = str(error)
+            if self.non_finite_costs != before:
+                logger.warning("All losses are NaN: %s", error)
+        unmatched = [p.boxes.new_full(p.boxes.shape[:3], BACKGROUND, dtype=torch.int64) for p in predictions]
+        return unmatched, float("nan")
 
     def assign(self, predictions: Sequence[PredictionSet], targets: Targets) -> list[Tensor]:
         """target_index (A, B, N) of every group, into what it sees of the targets: known by construction, or from the

@@ -1,0 +1,115 @@
+"""Running the forward passes of a step again, to see where a number comes from that is not finite."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from dinox.engine.first_non_finite import (
+    FirstNonFinite,
+    first_non_finite_weight,
+    watching_gradients,
+    watching_modules,
+)
+from dinox.utils.compat import run_eagerly
+from dinox.utils.random_state import own_generators, random_state, set_random_state
+
+Autocast = Callable[[], AbstractContextManager]
+"""Makes the context that a model runs in."""
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One forward pass that can be run again: the batch, the random numbers, and the running statistics, which are
+    all that it changes in a model."""
+
+    batch: list[dict]
+    random: Mapping[str, Any]
+    statistics: Mapping[Tensor, Tensor]
+
+    @classmethod
+    def now(
+        cls, batch: list[dict], generators: Mapping[str, torch.Generator], statistics: Sequence[Tensor]
+    ) -> "ForwardPass":
+        """Before it is run. A batch is not copied. generators, statistics: of the model."""
+        return cls(batch, random_state(generators), {buffer: buffer.clone() for buffer in statistics})
+
+    @torch.no_grad()
+    def restore_statistics(self) -> None:
+        for buffer, before in self.statistics.items():
+            buffer.copy_(before)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that a forward pass changes."""
+    norms = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase))
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the first number comes from that is not finite, in words, None if nowhere; and the images of that pass."""
+
+    where: str | None
+    batch: list[dict]
+
+
+def find_origin(
+    model: nn.Module, passes: Sequence[ForwardPass], autocast: Autocast, loss_scale: float | None
+) -> Origin:
+    """Run the passes of a step again; arguments as for ``run_again``."""
+    passes[0].restore_statistics()
+    everything = [item for each in passes for item in each.batch]
+    found = [Origin(first_non_finite_weight(model), everything)]
+    for each in passes:  # none is left out, whatever is found: other ranks may wait in it
+        try:
+            again = run_again(model, each, autocast, loss_scale)
+            found.append(Origin(again.first, each.batch))
+        except Exception as error:
+            found.append(Origin(f"not to be found ({type(error).__name__}: {error})", each.batch))
+    return next((each for each in found if each.where is not None), Origin(None, everything))
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """losses: by name. first: where the first number comes from that is not finite, in words."""
+
+    losses: dict[str, float]
+    first: str | None
+
+
+def run_again(
+    model: nn.Module,
+    forward_pass: ForwardPass,
+    autocast: Autocast,
+    loss_scale: float | None = None,
+) -> Rerun:
+    """``loss_scale``: with the backward pass, of losses that are scaled so. None: without."""
+    set_random_state(forward_pass.random, own_generators(model))
+    forward_pass.restore_statistics()
+    found = [_first_in_batch(forward_pass.batch)]
+    with run_eagerly(), EventStorage():  # which shall keep out of the run's what models record there
+        with watching_modules(model) as modules, autocast(), torch.set_grad_enabled(loss_scale is not None):
+            losses = model(forward_pass.batch)
+        found.append(modules.where)
+        if loss_scale is not None:
+            with watching_gradients(model) as gradients:
+                (sum(losses.values()) * loss_scale).backward()
+            found.append(gradients.where)
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
+    return Rerun(values, next((where for where in found if where is not None), None))
+
+
+def _first_in_batch(batch: list[dict]) -> str | None:
+    first = FirstNonFinite()
+    for name, item in zip(file_names(batch), batch):
+        first.look(f"the input {name}", item)
+    return first.where
+
+
+def file_names(batch: list[dict]) -> list[str]:
+    return [str(item.get("file_name", f"image {i} of the batch")) for i, item in enumerate(batch)]
