@@ -1,7 +1,7 @@
 # The targets are listed by `make`. Variables that can be given to each of them, as in `make setup VENV=active`:
 #   VENV     folder of the virtual environment, or `active`: use the Python on PATH, install into its environment
 #   PYTHON   the Python that makes the virtual environment (or, with VENV=active, is used)
-#   ARGS     more arguments for `demo` (see `dinox demo --help`) and `test` (those of pytest)
+#   ARGS     more arguments for `demo` (see `dinox demo --help`), `test` and `faults` (those of pytest)
 VENV ?= .venv
 ARGS ?=
 
@@ -16,7 +16,7 @@ PY = "$(VENV)/bin/python"
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test faults lint format clean
 
 help:  ## list the targets
 	@echo "dinox: end-to-end detection transformers for detectron2"
@@ -32,6 +32,9 @@ demo: setup  ## train a small DINO on a generated dataset, evaluate it, show its
 # The CUDA sources are compiled by `setup` wherever nvcc is found, with or without a GPU; it fails if they do not compile.
 test: lint  ## setup, lint, then the tests
 	@$(PY) -m pytest -q --durations=15 --durations-min=1 tests $(ARGS)
+
+faults: setup  ## the catalogue of faults: what goes wrong in forty ways, and what dinox then does
+	@$(PY) -m pytest -q tests/faults $(ARGS)
 
 lint: setup  ## check the Python files with ruff
 	@$(PY) -m ruff check .

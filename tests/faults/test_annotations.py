@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tests.data.coco_files import annotation
 from tests.engine.tiny import TinyDetector
 
+from ..small_models import build_small, make_input
 from .own_data import change_json, write_dataset
 
 NAN, INF = float("nan"), float("inf")
@@ -326,6 +327,16 @@ del made
     stops(
         result, output_dir, "'own_made'", "3.png, annotation 0: 'category_id': expected a class index", repr(category)
     )
+
+
+@pytest.mark.parametrize("label", [-1, 80])
+def test_row_21_no_such_class_becomes_a_target_of_a_model_without_its_data_checked(label):
+    """An index outside of a one-hot encoding would be an opaque error of a GPU."""
+    image = make_input(64, 64, 3)
+    image["instances"].gt_classes[1] = label
+    model = build_small()
+    with pytest.raises(ValueError, match=rf"0\.png: gt_classes holds {label}, expected 0 <= class < num_classes = 80"):
+        model([image])
 
 
 def test_row_22_another_number_of_classes_stops_with_both_numbers(train, dinox, config, output_dir):

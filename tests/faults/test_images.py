@@ -1,8 +1,10 @@
 """Image files that are missing, damaged, or of a kind that needs care."""
 
 import csv
+import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,6 +86,29 @@ def test_row_01_02_03_training_skips_counts_and_lists(train, output_dir, tmp_pat
         assert list(csv.reader(stream)) == [["path", "image id", "cause"], [str(file), str(100 + BAD), cause]]
     assert "1 of 8 training images cannot be read" in (output_dir / "log.txt").read_text()
     assert (output_dir / "model_final.pth").is_file()
+
+
+@pytest.mark.parametrize("spoil, cause", SKIPPED[:1])
+def test_row_01_a_jpeg_is_skipped_too(dinox, tmp_path, output_dir, forget_datasets, spoil, cause):
+    config = write_dataset(tmp_path, suffix="jpg")
+    file = tmp_path / "train" / f"{BAD}.jpg"
+    spoil(file)
+    code, out, err = dinox("train", CONFIG, config, f"train.output_dir={output_dir}", "train.eval_period=0")
+    assert code == 0, err
+    assert f"1 of 8 training images cannot be read (1 {cause}; " in out
+    assert str(file) in (output_dir / "skipped.csv").read_text()
+
+
+def test_row_03_all_missing_images_are_listed_by_check_data(dinox, config, tmp_path):
+    for number in (2, 5, 6):
+        (tmp_path / "train" / f"{number}.png").unlink()
+    table = tmp_path / "faults.csv"
+    code, out, _ = dinox("check-data", "own_train", CONFIG, config, "--open-images", "--csv", table)
+    assert code == 1
+    with open(table, newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["severity"] != "note"]
+    assert [Path(row["file"]).name for row in rows] == ["2.png", "5.png", "6.png"]
+    assert "102, 105, 106" in out
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -277,6 +302,31 @@ def test_row_08_the_key_that_the_message_names_cures_it(train, tmp_path):
     for split in ("train", "val"):
         turn(tmp_path / split / f"{BAD}.png")
     code, _, err = train("dataloader.train.mapper.exif=ignore")
+    assert code == 0, err
+
+
+def test_row_08_check_data_mends_the_json(dinox, config, train, tmp_path):
+    for split in ("train", "val"):
+        turn(tmp_path / split / f"{BAD}.png")
+        mend(dinox, tmp_path, split)
+    code, _, err = train()
+    assert code == 0, err
+
+
+def mend(dinox, folder, split):
+    """`dinox check-data --fix`, and the mended json in the place of the other one."""
+    file, mended = folder / f"{split}.json", folder / f"{split}.mended.json"
+    dinox("check-data", file, "--images", folder / split, "--open-images", "--fix", mended)
+    mended.replace(file)
+
+
+@pytest.mark.parametrize("spoil", [lambda image: image.update(width=60), lambda image: image.pop("height")])
+def test_row_09_check_data_fills_in_the_sizes_of_the_files(dinox, config, train, tmp_path, spoil):
+    change_json(tmp_path / "train.json", lambda coco: spoil(coco["images"][BAD]))
+    mend(dinox, tmp_path, "train")
+    image = json.loads((tmp_path / "train.json").read_text())["images"][BAD]
+    assert (image["height"], image["width"]) == (HEIGHT, WIDTH)
+    code, _, err = train()
     assert code == 0, err
 
 

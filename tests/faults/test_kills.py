@@ -20,10 +20,12 @@ from torch import nn
 from dinox.checkpoint import Checkpointer, CheckpointError, run_files
 from dinox.cli.running import guarded
 from dinox.config import load_config
-from dinox.engine import Trainer, train
+from dinox.data import DetectionMapper
+from dinox.engine import Trainer, evaluate, train
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.utils import whole_files
 from tests.engine.conftest import TINY_CONFIG
+from tests.engine.tiny import TinyDetector
 
 POINTS = 50
 
@@ -273,6 +275,19 @@ def test_row_33_a_disk_without_space_for_one_checkpoint_shows_at_the_start(short
     assert saved(short_cfg) == []
 
 
+def test_row_33_a_folder_that_cannot_be_made_or_written_shows_before_training(short_cfg, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    short_cfg.train.output_dir = str(tmp_path / "file" / "run")
+    with pytest.raises(OSError, match=r"train\.output_dir cannot be created: Not a directory.*file/run"):
+        train(short_cfg, console="off")
+    short_cfg.train.output_dir = str(tmp_path / "run")
+    access = os.access  # permissions do not keep root, who may run this, from writing
+    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and not mode & os.W_OK)
+    with pytest.raises(PermissionError, match=r"train\.output_dir=\S+run cannot be written: choose another folder"):
+        train(short_cfg, console="off")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     """full_disk(k, ...): these saves, counted from 0, find no space."""
@@ -411,6 +426,51 @@ def test_row_38_a_worker_that_is_killed_is_told_with_its_cure(running, tmp_path)
         "lower dataloader.train.num_workers",
     ):
         assert text in err
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_row_38_no_shared_memory_left_for_a_worker_is_told_with_its_cure(short_cfg, tmp_path, command):
+    """A limit of the size of files takes the place of a full /dev/shm: the system refuses both alike."""
+    cfg = load_config(TINY_CONFIG, [f"train.output_dir={tmp_path / 'run'}"])
+    torch.save(TinyDetector(num_classes=6).state_dict(), tmp_path / "weights.pth")
+    cfg.train.init_checkpoint = str(tmp_path / "weights.pth")
+    for loader, sizes in (cfg.dataloader.train, {"short_edges": [700]}), (cfg.dataloader.test, {"short_edge": 700}):
+        loader.num_workers = 1
+        loader.mapper.augmentations.update(max_size=700, **sizes)  # 1.5 MB
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+        sys.stderr = open(tmp_path / "stderr", "w")  # noqa: SIM115
+        code = guarded(lambda: command(cfg, console="off") and None)
+        sys.stderr.flush()
+        os._exit(code)
+
+    _, status = os.waitpid(forked(work), 0)
+    err = (tmp_path / "stderr").read_text()
+    assert os.waitstatus_to_exitcode(status) == 2, err
+    for text in (".jpg: no room in the memory that processes share, /dev/shm", "num_workers or enlarge /dev/shm"):
+        assert text in err
+
+
+@pytest.mark.timeout(60)
+def test_row_38_a_worker_of_an_evaluation_that_is_killed_is_told_with_its_cure(short_cfg, tmp_path, monkeypatch):
+    torch.save(TinyDetector(num_classes=6).state_dict(), tmp_path / "weights.pth")
+    cfg = load_config(TINY_CONFIG, [f"train.init_checkpoint={tmp_path / 'weights.pth'}"])
+    cfg.dataloader.test.num_workers = 1
+    monkeypatch.setattr(DetectionMapper, "__call__", killed_in_worker(DetectionMapper.__call__))
+    with pytest.raises(ValueError, match=r"reads test images was ended from outside .*lower dataloader\.test\.num_w"):
+        evaluate(cfg, console="off")
+
+
+def killed_in_worker(function):
+    def call(self, record):
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(self, record)
+
+    return call
 
 
 def test_row_38_a_second_signal_ends_at_once(short_cfg, monkeypatch):

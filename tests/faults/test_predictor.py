@@ -14,6 +14,7 @@ from PIL import Image
 from dinox import Predictor
 from dinox.data import DataError
 from tests.inference.marker import marker_config, picture, write_checkpoint
+from tests.small_models import build_small, make_input
 
 RED = (10, 20, 30, 50)
 IMAGE = picture(red=RED)
@@ -130,6 +131,20 @@ def test_row_40_a_device_that_is_not_there_is_an_error_and_only_then(tmp_path):
     with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda', got 'gpu'"):
         Predictor(weights, config=marker_config(), device="gpu")
     assert len(Predictor(weights, config=marker_config())(IMAGE)) == 1
+
+
+def test_row_40_a_model_in_training_mode_without_objects_is_an_error_that_names_the_image():
+    image = make_input(64, 64, 0) | {"file_name": "street.jpg"}
+    del image["instances"]
+    with pytest.raises(ValueError, match=r"`instances`.* missing for street\.jpg \(1 of 1\); call model\.eval\(\)"):
+        build_small()([image])
+
+
+@pytest.mark.parametrize("image", [torch.zeros(64, 64, 3), torch.zeros(64, 64), torch.zeros(1, 3, 64, 64)])
+def test_row_40_a_model_given_another_layout_says_what_it_expects(image):
+    inputs = [make_input(64, 64, 0) | {"image": image}]
+    with pytest.raises(ValueError, match=r"0\.png: expected an image of shape \(3, height, width\), got \("):
+        build_small().eval()(inputs)
 
 
 # -------------------------------------------------------------------------------------------------- files that are none

@@ -1,7 +1,4 @@
-"""Crowds, empty images and too many objects.
-
-One rank or all of two without objects: tests/modeling/test_distributed.py.
-"""
+"""Crowds, empty images and too many objects."""
 
 import json
 import logging
@@ -9,10 +6,15 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
 from dinox.data import DetectionMapper, load_dataset_dicts
 
 from ..data.coco_files import annotation, write_image
+from ..modeling.test_distributed import free_port
 from ..small_models import SMALL, assert_trains_one_step, build_small, loss_keys, make_input
 from .own_data import HEIGHT, WIDTH, change_json, write_dataset
 
@@ -71,6 +73,26 @@ def test_row_24_training_on_nothing_but_empty_images(train, output_dir, tmp_path
 def test_row_24_batches_with_empty_images_have_all_losses_and_gradients(objects):
     inputs = [make_input(64, 64, count, seed=seed) for seed, count in enumerate(objects)]
     assert assert_trains_one_step(build_small(), inputs).keys() == loss_keys()
+
+
+def step_of_a_rank(rank, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    model = DistributedDataParallel(build_small())  # without find_unused_parameters
+    for step, objects in enumerate([(0, 3), (0, 0), (2, 0)]):
+        losses = assert_trains_one_step(model, [make_input(64, 64, objects[rank], seed=step)])
+        assert losses.keys() == loss_keys()
+    gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
+    torch.save(gradients, folder / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(30)
+def test_row_24_one_rank_of_two_without_objects(tmp_path):
+    """More mixtures and detectors: tests/modeling/test_distributed.py."""
+    mp.start_processes(step_of_a_rank, (free_port(), tmp_path), nprocs=2, start_method="fork")
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in range(2))
+    assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
 
 
 def test_row_25_more_objects_than_queries():
