@@ -281,9 +281,7 @@ def test_of_a_step_in_parts_the_part_is_named_and_runs_again_as_a_part(tmp_path,
     assert "images: 2.png (id 2), 3.png (id 3))" in text
     assert "Where it began: the output of backbone.spoiler (Spoiler)" in text
     file = tmp_path / "non_finite_0000000_rank0.pth"
-    assert (
-        file.stat().st_size < 4 * 64 * 64 * 10 + 60_000
-    )  # each image once
+    assert file.stat().st_size < 4 * 64 * 64 * 10 + 60_000  # each image once
     first, second = rerun_non_finite(spoilt_dino(), file)
     assert first.first is None
     assert second.first.startswith("the output of backbone.spoiler (Spoiler)")
