@@ -88,7 +88,7 @@ def test_a_few_missing_tensors_are_named(tmp_path, caplog):
     torch.save({"model": state}, tmp_path / "a.pth")
     report = load_weights(Detector(), str(tmp_path / "a.pth"))
     assert list(report.missing) == ["box_heads.0.weight", "box_heads.0.bias"]
-    assert "box_heads.0.weight, box_heads.0.bias" in caplog.text
+    assert "box_heads.0.{weight,bias}" in caplog.text
 
 
 def test_another_architecture_is_one_error_with_file_numbers_and_cure(tmp_path):
