@@ -54,8 +54,8 @@ def _of_detectron2(part: nn.Module) -> dict[str, RowLayout]:
     rows: dict[str, RowLayout] = {}
     if isinstance(part, FastRCNNOutputLayers):
         rows = {f"cls_score.{name}": ClassRows(others=1) for name in part.cls_score.state_dict()}
-        if part.num_classes > 1 and len(part.bbox_pred.weight) > part.num_classes:  # else boxes are of any class
-            of_boxes = ClassRows(per_class=len(part.bbox_pred.weight) // part.num_classes)
+        of_boxes = ClassRows(per_class=len(part.box2box_transform.weights))
+        if 1 < part.num_classes == of_boxes.num_classes(len(part.bbox_pred.weight)):  # else all classes share one box
             rows |= {f"bbox_pred.{name}": of_boxes for name in part.bbox_pred.state_dict()}
     elif isinstance(part, MaskRCNNConvUpsampleHead) and len(part.predictor.weight) > 1:
         rows = {f"predictor.{name}": ClassRows() for name in part.predictor.state_dict()}
