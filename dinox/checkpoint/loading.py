@@ -21,9 +21,10 @@ from dinox.checkpoint.class_transfer import (
     take_classes_by_name,
 )
 from dinox.checkpoint.description import parse_description
+from dinox.checkpoint.judging import log_report, require
 from dinox.checkpoint.pretrained import read_pretrained
 from dinox.checkpoint.reading import CheckpointError, LocalFile, check_weights, local_file, read_checkpoint
-from dinox.checkpoint.report import LoadReport, Purpose, log_report, make_report, require
+from dinox.checkpoint.report import LoadReport, Purpose, make_report
 from dinox.checkpoint.tensor_files import ENTRY
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class Checkpointer(DetectionCheckpointer):
             logger.info("%s: the weights of a network alone\n%s", self._path, pretrained.summary())
         weights, classes = self._with_own_classes(pretrained.weights, checkpoint)
         incompatible = super()._load_model({**checkpoint, "model": weights})
-        self.report = make_report(self._path, self.model, incompatible, len(pretrained.weights), classes)
+        self.report = make_report(self._path, self.model, incompatible, pretrained.weights, classes)
         return incompatible
 
     def _with_own_classes(

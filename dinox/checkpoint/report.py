@@ -1,30 +1,21 @@
-"""What became of a file's tensors: counts for each part of the model, and whether that is enough."""
+"""What became of a file's tensors: names, and counts for each part of the model."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from dinox.checkpoint.class_transfer import ClassTransfer, is_class_head, row_layouts
-from dinox.checkpoint.reading import CheckpointError
 from dinox.utils.names import backbone_prefix, is_pretrained
-from dinox.utils.tables import format_table
-from dinox.utils.text import compact_names, shortened
-
-logger = logging.getLogger(__name__)
 
 ENOUGH = 0.9
 """Part of the tensors that has to find its place. Less is no fine-tuning but another architecture."""
 
 Purpose = Literal["train", "partial", "evaluate", "resume"]
-
-_SHOWN = 3  # names in a one-line message
-_LINES = 12  # of names in a list
-_LENGTH = 300  # characters of a list
 
 
 @dataclass(frozen=True)
@@ -131,16 +122,17 @@ class LoadReport:
 
 
 def make_report(
-    path: str, model: nn.Module, incompatible: Any, file_tensors: int, classes: ClassTransfer | None = None
+    path: str, model: nn.Module, incompatible: Any, file_names: Collection[str], classes: ClassTransfer | None = None
 ) -> LoadReport:
-    """``incompatible``: what fvcore's Checkpointer returns. file_tensors: in the file."""
+    """``incompatible``: what fvcore's Checkpointer returns. file_names: of the tensors in the file."""
     mismatched = {name: (tuple(in_file), tuple(in_model)) for name, in_file, in_model in incompatible.incorrect_shapes}
     tensors = model.state_dict(keep_vars=True)
     if classes is not None:  # whatever their shapes are
         mismatched |= {name: (shape, tuple(tensors[name].shape)) for name, shape in classes.refused.items()}
+    missing = {*incompatible.missing_keys, *_unsaid(model, incompatible.missing_keys, file_names)}
     fates: dict[str, list[str]] = {kind: [] for kind in ("loaded", "by_class", "missing", "mismatched")}
     for names in _aliases(tensors):
-        name, fate = _fate(names, {*incompatible.missing_keys}, mismatched, classes)
+        name, fate = _fate(names, missing, mismatched, classes)
         fates[fate].append(name)
     layouts, unexpected = row_layouts(model), list(incompatible.unexpected_keys)
     return LoadReport(
@@ -150,7 +142,7 @@ def make_report(
         unexpected=unexpected,
         mismatched=[(name, *mismatched[name]) for name in fates["mismatched"]],
         class_heads=[name for name in fates["mismatched"] if is_class_head(name, layouts, *mismatched[name])],
-        file_tensors=file_tensors,
+        file_tensors=len(file_names),
         training_only=_training_only(model, fates["missing"]),
         by_class=fates["by_class"],
         classes=classes,
@@ -168,6 +160,16 @@ def _fate(
         return names[0], "loaded"
     other_shape = next((name for name in names if name in mismatched), None)
     return (names[0], "missing") if other_shape is None else (other_shape, "mismatched")
+
+
+def _unsaid(model: nn.Module, missing: Collection[str], file_names: Collection[str]) -> Iterable[str]:
+    """Of detectron2's frozen norms, what is missing without being named. Where a file lacks the statistics they become 0
+    and 1, silently, which is right if it has folded them into weight and bias, and wrong if it lacks these too.
+    """
+    for prefix, part in model.named_modules(remove_duplicate=False):
+        if isinstance(part, FrozenBatchNorm2d) and f"{prefix}.weight" in missing:
+            statistics = (f"{prefix}.running_mean", f"{prefix}.running_var")
+            yield from (name for name in statistics if name not in file_names)
 
 
 def _aliases(tensors: Mapping[str, Any]) -> Iterable[list[str]]:
@@ -196,8 +198,8 @@ def _count_modules(model: nn.Module, fates: Mapping[str, Sequence[str]]) -> list
         for module, count in counts.items()
         if count
     ]
-    order = {top: place for place, top in enumerate(dict.fromkeys(_top(each.module) for each in found))}
-    return sorted(found, key=lambda each: order[_top(each.module)])
+    order = {top: place for place, top in enumerate(dict.fromkeys(top_module(each.module) for each in found))}
+    return sorted(found, key=lambda each: order[top_module(each.module)])
 
 
 def _module_of(name: str) -> str:
@@ -207,157 +209,6 @@ def _module_of(name: str) -> str:
     return ".".join(parts[:depth])
 
 
-def _top(module: str) -> str:
+def top_module(module: str) -> str:
+    """``encoder`` for ``encoder.layers``."""
     return module.partition(".")[0]
-
-
-# ------------------------------------------------------------------------------------------------------------- judging
-
-
-def require(report: LoadReport, purpose: Purpose) -> None:
-    """Raise CheckpointError if too little was loaded.
-
-    "resume" needs every tensor of the model, and "evaluate" all but those of parts that are there for training only
-    (a part says so by an attribute ``training_only``). "train" takes weights to start from, and tells by their
-    content what they are:
-
-    * a detector's checkpoint: fills at least 90 % of the model's tensors. Class heads of other classes do not count,
-      neither here nor there, and are listed: they take what they can by the names of the classes, and the rest of them
-      stays as initialised;
-    * a backbone (``detectron2://ImageNetPretrained/torchvision/R-50.pkl``): at least 90 % of the file's tensors fill
-      at least 90 % of the model's backbone. The statistics of the pixels have to be those of the file: torchvision's
-      are RGB with mean 123.675, 116.28, 103.53 and std 58.395, 57.12, 57.375, MSRA's are BGR with mean 103.53,
-      116.28, 123.675 and std 1.
-
-    "partial" takes any tensor that fits, if there is one.
-    """
-    if purpose == "train":
-        if not (report.is_detector or report.is_backbone):
-            enough = f"at least {ENOUGH:.0%} of the model's or of the backbone's tensors"
-            raise CheckpointError(
-                _explain(report, f"training starts from {enough}, unless train.allow_partial=True is set")
-            )
-    elif purpose == "partial":
-        if not report.loaded:
-            raise CheckpointError(_explain(report, "training starts from at least one of them"))
-    elif not (report.is_complete_for_detection if purpose == "evaluate" else report.is_complete):
-        raise CheckpointError(_explain(report, f"to {purpose} takes all of them"))
-
-
-def _explain(report: LoadReport, expected: str) -> str:
-    examples = []
-    for title, names in (("missing", report.missing), ("unexpected", report.unexpected)):
-        if names:
-            examples.append(f"{title}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}")
-    for name, in_file, in_model in report.mismatched[:_SHOWN]:
-        examples.append(f"{name}: {in_file} in the file, {in_model} in the model")
-    return (
-        f"checkpoint {report.path} is not of this model: {report.summary()}; {expected} ({'; '.join(examples)}). "
-        "Take the config that the file was trained with; if it is another project's, convert it (dinox convert, or "
-        "dinox.checkpoint.convert)"
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- telling
-
-
-def log_report(report: LoadReport) -> None:
-    """What was loaded, and what was not, into the log."""
-    only = " (a backbone; everything else is as initialised)" if report.is_backbone else ""
-    logger.info("%s: %s%s\n%s", report.path, report.summary(), only, format_modules(report))
-    if report.classes is not None:
-        logger.info("Classes of %s and of the training data:\n%s", report.path, format_classes(report))
-    if report.class_heads:
-        rows = [(names, str(file[0]), str(here[0])) for names, file, here in _by_shapes(report, class_heads=True)]
-        table = format_table(["heads for another number of classes", "file", "here"], rows)
-        logger.info("Initialised anew:\n%s", table)
-    if report.is_detector or not report.is_backbone:
-        _log_rest(report)
-
-
-def _log_rest(report: LoadReport) -> None:
-    if report.training_only:
-        names = ", ".join(compact_names(report.training_only, among=report.model_names))
-        logger.info("Not in %s, and for training only, where they start anew: %s", report.path, names)
-    training_only = set(report.training_only)
-    missing = [name for name in report.missing if name not in training_only]
-    if missing:
-        names = _lines(compact_names(missing, among=report.model_names))
-        logger.warning("Not in %s, initialised anew: %s", report.path, names)
-    rows = [(names, str(file), str(here)) for names, file, here in _by_shapes(report, class_heads=False)]
-    if rows:
-        table = format_table(["of another shape", "file", "here"], rows[:_LINES])
-        more = f"\n... ({len(rows) - _LINES} more lines)" if len(rows) > _LINES else ""
-        logger.warning("Not taken from %s, initialised anew:\n%s%s", report.path, table, more)
-    if report.unexpected:
-        in_both = set(report.model_names) - set(report.missing)
-        names = _lines(compact_names(report.unexpected, among=[*in_both, *report.unexpected]))
-        logger.warning("In %s, but not in the model: %s", report.path, names)
-
-
-def _by_shapes(report: LoadReport, *, class_heads: bool) -> Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Names, in short, of those of another shape which have the same ones; and these, in the file and here."""
-    by_shapes: dict[tuple, list[str]] = {}
-    for name, *shapes in report.mismatched:
-        if (name in report.class_heads) == class_heads:
-            by_shapes.setdefault(tuple(shapes), []).append(name)
-    for shapes, names in by_shapes.items():
-        for pattern in compact_names(names, among=report.model_names):
-            yield pattern, *shapes
-
-
-def _lines(patterns: Sequence[str]) -> str:
-    """One line where they are few."""
-    if len(patterns) <= _SHOWN:
-        return ", ".join(patterns)
-    more = [f"... ({len(patterns) - _LINES} more lines)"] if len(patterns) > _LINES else []
-    return "\n  " + "\n  ".join([*patterns[:_LINES], *more])
-
-
-def format_modules(report: LoadReport) -> str:
-    """A table with a row for each part of the model, and one for each of its parts where these fared differently, or
-    have names of their own, as query groups and auxiliary heads have. Columns and cells of zeros are left out."""
-    titles = {
-        "loaded": "loaded",
-        "by_class": "by class name",
-        "missing": "missing",
-        "other_shape": "other shape",
-        "unexpected": "unexpected",
-    }
-    rows = list(_grouped(report.modules))
-    rows.append(ModuleCount.total("all", report.modules))
-    kinds = ["model", *(kind for kind in titles if kind == "loaded" or getattr(rows[-1], kind))]
-    cells = [[row.module, *(str(getattr(row, kind) or "") for kind in kinds)] for row in rows]
-    return format_table(["module", "tensors", *(titles[kind] for kind in kinds[1:])], cells)
-
-
-def _grouped(counts: Sequence[ModuleCount]) -> Iterable[ModuleCount]:
-    for top in dict.fromkeys(_top(each.module) for each in counts):
-        parts = [each for each in counts if _top(each.module) == top]
-        fates = {each.fate for each in parts}
-        if len(fates) == 1 and None not in fates and top not in _NAMED:
-            yield ModuleCount.total(top, parts)
-        else:
-            yield from parts
-
-
-_NAMED = ("query_groups", "auxiliary_heads")
-"""Parts of the model whose own parts are named by the config."""
-
-
-def format_classes(report: LoadReport) -> str:
-    """How many classes take rows by name, and which; and in which tensors."""
-    classes = report.classes
-    rows = [
-        (title, str(len(names)), shortened(names))
-        for title, names in (
-            ("taken over by name", classes.taken),
-            ("new, as initialised", classes.new),
-            ("of the file, not used", classes.unused),
-        )
-    ]
-    table = format_table(["classes", "number", "names"], rows, texts=(0, 2))
-    if not report.by_class:
-        return f"{table}\nNo tensor of the file has rows for these classes."
-    names = compact_names(report.by_class, among=report.model_names)
-    return f"{table}\nIn {len(report.by_class)} tensors: {shortened(names, length=_LENGTH)}"

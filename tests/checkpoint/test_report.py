@@ -4,10 +4,11 @@ import logging
 
 import pytest
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from dinox.checkpoint import CheckpointError, ModuleCount, load_weights
-from dinox.checkpoint.report import format_modules
+from dinox.checkpoint.judging import format_modules
 from dinox.structures import ClassRows
 from tests.small_models import DINO, build_small
 
@@ -75,6 +76,32 @@ def test_a_width_that_differs_is_no_matter_of_classes(tmp_path):
     path = save(Tower(8), tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="1 of the model's 42 tensors loaded"):
         load_weights(Tower(4), path)
+
+
+def frozen(names):
+    """Norms of detectron2's kind and, so that it is enough, a lot else; a file with these tensors of the first norm."""
+    norms = [FrozenBatchNorm2d(2) for _ in range(2)]
+    model = nn.ModuleDict({"norms": nn.ModuleList(norms), "rest": Layers(body=200, heads=0)})
+    weights = model.state_dict()
+    return model, {name: weights[name] for name in weights if not name.startswith("norms.0.") or name[8:] in names}
+
+
+@pytest.mark.parametrize(
+    "names, missing",
+    [
+        ({"weight", "bias"}, []),  # which have the statistics folded into them
+        ({"weight", "bias", "running_mean", "running_var"}, []),
+        ({"running_mean"}, ["weight", "bias", "running_var"]),
+        (set(), ["weight", "bias", "running_mean", "running_var"]),
+    ],
+)
+def test_statistics_of_frozen_norms_are_there_only_with_their_weights(tmp_path, names, missing):
+    """detectron2 fills them in, and says nothing."""
+    model, weights = frozen(names)
+    torch.save({"model": weights}, tmp_path / "a.pth")
+    report = load_weights(model, str(tmp_path / "a.pth"))
+    assert sorted(report.missing) == sorted(f"norms.0.{name}" for name in missing)
+    assert len(report.loaded) == 208 - len(missing)
 
 
 # --------------------------------------------------------------------------------------------------------- the modules
@@ -167,6 +194,15 @@ def test_a_tensor_with_two_names_counts_once(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- heuristics
+
+
+def test_an_error_comes_with_the_table_in_the_log(tmp_path, caplog):
+    torch.save({"model": {"other.weight": torch.ones(1)}}, tmp_path / "a.pth")
+    with caplog.at_level(logging.INFO, logger="dinox"), pytest.raises(CheckpointError):
+        load_weights(Layers(body=20, heads=0), str(tmp_path / "a.pth"))
+    lines = [line.split() for line in caplog.text.splitlines()]
+    assert ["body", "20", "20"] in lines and ["other", "1"] in lines
+    assert ["all", "20", "0", "20", "1"] in lines
 
 
 def test_names_of_a_pth_file_are_never_guessed(tmp_path):
