@@ -163,8 +163,9 @@ def _fate(
 
 
 def _unsaid(model: nn.Module, missing: Collection[str], file_names: Collection[str]) -> Iterable[str]:
-    """Of detectron2's frozen norms, what is missing without being named. Where a file lacks the statistics they become 0
-    and 1, silently, which is right if it has folded them into weight and bias, and wrong if it lacks these too.
+    """What is missing of detectron2's frozen norms without being named: statistics that a file lacks become 0 and 1.
+
+    That is right if they were folded into weight and bias, and not if these are missing too.
     """
     for prefix, part in model.named_modules(remove_duplicate=False):
         if isinstance(part, FrozenBatchNorm2d) and f"{prefix}.weight" in missing:
