@@ -176,13 +176,12 @@ def spread_heads(model):
 def test_a_detector_of_the_same_classes_in_another_order_has_the_same_losses(config, tmp_path):
     """Objects are relabelled as their classes are renumbered. Labels are not flipped: a class drawn at random would be
     another one. Sums over classes come in another order, which in float64 makes less than 1e-9."""
-    flips = [] if load_small(config).model.query_groups.get("denoising") is None else [
-        "model.query_groups.denoising.flip_probability=0.0"
-    ]  # fmt: skip
+    flip = "model.query_groups.denoising.flip_probability=0.0"
+    overrides = ["model.num_classes=3"] + ([flip] if load_small(config).model.query_groups.get("denoising") else [])
     ours = ["b", "c", "a"]
-    saved = spread_heads(build_small(config, "model.num_classes=3", *flips))
+    saved = spread_heads(build_small(config, *overrides))
     path = save(saved, ["a", "b", "c"], tmp_path / "a.pth")
-    permuted, as_it_is = (build_small(config, "model.num_classes=3", *flips, seed=1) for _ in range(2))
+    permuted, as_it_is = (build_small(config, *overrides, seed=1) for _ in range(2))
     report = load_weights(permuted, path, class_names=ours)
     load_weights(as_it_is, path)
     wanted, found, wrong = losses(saved, [0, 1, 1]), losses(permuted, [2, 0, 0]), losses(as_it_is, [2, 0, 0])
