@@ -97,10 +97,16 @@ def check_same_classes(theirs: Sequence[str] | None, ours: Sequence[str] | None,
         return
     raise CheckpointError(
         f"checkpoint {path} was trained on the classes {_listed(theirs)}, but the training data now has "
-        f"{_listed(ours)}. A run is resumed with the same classes in the same order. To fine-tune on others, start a "
-        "run of its own from the file (train.init_checkpoint=FILE in another train.output_dir): classes are matched "
-        "by name then"
+        f"{_listed(ours)}{_first_difference(theirs, ours)}. A run is resumed with the same classes in the same order. "
+        "To fine-tune on others, start a run of its own from the file (train.init_checkpoint=FILE in another "
+        "train.output_dir): classes are matched by name then"
     )
+
+
+def _first_difference(theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Which lists that are cut may not show; empty if all that both have is the same."""
+    pairs = enumerate(zip(theirs, ours))
+    return next((f": class {k} was {a!r} and is {b!r}" for k, (a, b) in pairs if _plain(a) != _plain(b)), "")
 
 
 def _are_the_same(theirs: Sequence[str], ours: Sequence[str]) -> bool:
@@ -127,9 +133,9 @@ def take_classes_by_name(
     sources = match_classes(theirs, ours)
     filled, tensors, refused = dict(weights), set(), {}
     for name, own, layout in _by_class(model, ours):
-        if name not in weights or weights[name].shape[1:] != own.shape[1:]:
+        tensor = weights.get(name)
+        if tensor is None or tensor.dim() != own.dim() or tensor.shape[1:] != own.shape[1:]:
             continue
-        tensor = weights[name]
         if isinstance(layout, PlacedRows):
             filled[name] = layout.copy(tensor, own)
             tensors |= {name} if tensor.shape != own.shape else set()

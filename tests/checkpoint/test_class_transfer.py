@@ -10,7 +10,7 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers, MaskRCNNConvUpsa
 from torch import nn
 
 from dinox.checkpoint import CheckpointError, load_weights
-from dinox.checkpoint.class_transfer import match_classes, row_layouts
+from dinox.checkpoint.class_transfer import check_same_classes, match_classes, row_layouts
 from dinox.structures import ClassRows
 from tests.small_models import DINO, build_small, load_small, make_input
 
@@ -258,6 +258,19 @@ def test_only_what_weights_start_from_is_renumbered(purpose, tmp_path):
     else:
         load_weights(model, path, purpose=purpose, class_names=["ring", "disk", "Traffic Light"])
     assert rows_of_the_file(model, "heads.class_heads.0.bias") == (1, 2, 3, 4)
+
+
+def test_where_long_lists_of_classes_differ_is_said():
+    theirs = [f"class {i}" for i in range(80)]
+    ours = [*theirs[:60], "other", *theirs[61:]]
+    with pytest.raises(
+        CheckpointError, match=r": class 60 was 'class 60' and is 'other'\. A run"
+    ):
+        check_same_classes(theirs, ours, path="a.pth")
+    with pytest.raises(CheckpointError, match=r"\(80\), but .*\(79\)\. A run"):
+        check_same_classes(theirs, theirs[:79], path="a.pth")
+    check_same_classes(theirs, None, path="a.pth")
+    check_same_classes(None, ours, path="a.pth")
 
 
 def test_names_that_contradict_the_rows_take_none(tmp_path):
