@@ -263,9 +263,7 @@ def test_only_what_weights_start_from_is_renumbered(purpose, tmp_path):
 def test_where_long_lists_of_classes_differ_is_said():
     theirs = [f"class {i}" for i in range(80)]
     ours = [*theirs[:60], "other", *theirs[61:]]
-    with pytest.raises(
-        CheckpointError, match=r": class 60 was 'class 60' and is 'other'\. A run"
-    ):
+    with pytest.raises(CheckpointError, match=r": class 60 was 'class 60' and is 'other'\. A run"):
         check_same_classes(theirs, ours, path="a.pth")
     with pytest.raises(CheckpointError, match=r"\(80\), but .*\(79\)\. A run"):
         check_same_classes(theirs, theirs[:79], path="a.pth")
