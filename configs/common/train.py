@@ -5,7 +5,8 @@ A config that takes `train` from here takes `schedule` and `lr_multiplier` from 
 
 train = {
     "output_dir": "./output",
-    # Weights to start from: a detector's checkpoint, or a file with nothing but a backbone (ImageNet weights).
+    # Weights to start from: a detector's checkpoint, or a file with nothing but a backbone (ImageNet weights). Of a
+    # detector that names its classes, those of the training data take the weights of the classes of their names.
     "init_checkpoint": "",
     # Take whatever fits of these weights; else less than 90 % of the model's (or of the backbone's) is an error.
     "allow_partial": False,

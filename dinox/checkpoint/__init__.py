@@ -2,7 +2,8 @@
 
 from dinox.checkpoint.conversion import ConversionReport, convert, convert_file
 from dinox.checkpoint.description import CheckpointDescription, describe, read_description
-from dinox.checkpoint.loading import Checkpointer, CheckpointError, LoadReport, load_weights
+from dinox.checkpoint.loading import Checkpointer, CheckpointError, load_weights
+from dinox.checkpoint.report import LoadReport, ModuleCount
 
 __all__ = [
     "CheckpointDescription",
@@ -10,6 +11,7 @@ __all__ = [
     "Checkpointer",
     "ConversionReport",
     "LoadReport",
+    "ModuleCount",
     "convert",
     "convert_file",
     "describe",

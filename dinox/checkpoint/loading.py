@@ -5,94 +5,32 @@ random numbers in silence. Here every load is counted, and too little is an erro
 """
 
 import logging
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from dinox.checkpoint import run_files
+from dinox.checkpoint.class_transfer import (
+    ClassTransfer,
+    as_tensors,
+    check_same_classes,
+    has_class_rows,
+    take_classes_by_name,
+)
+from dinox.checkpoint.description import parse_description
+from dinox.checkpoint.judging import log_report, require
 from dinox.checkpoint.pretrained import read_pretrained
 from dinox.checkpoint.reading import CheckpointError, LocalFile, check_weights, local_file, read_checkpoint
+from dinox.checkpoint.report import LoadReport, Purpose, make_report
 from dinox.checkpoint.tensor_files import ENTRY
-from dinox.utils.names import backbone_prefix, is_pretrained
-from dinox.utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
-ENOUGH = 0.9
-"""Part of the tensors that has to find its place. Less is no fine-tuning but another architecture."""
-
-CLASS_HEAD = re.compile(r"class|label")
-"""Names of the tensors that depend on the number of classes: prediction heads and label embeddings."""
-
-Purpose = Literal["train", "partial", "evaluate", "resume"]
-
-_SHOWN = 3  # names in a one-line message
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of a file's tensors. A tensor that several modules share counts once, under its first name.
-
-    loaded: names in the model. missing: in the model, not in the file. unexpected: in the file, not in the model.
-    mismatched: (name, shape in the file, shape in the model). class_heads: those of the mismatched that differ in the
-    number of classes only; they stay as initialised. file_tensors: number of tensors in the file. training_only: those
-    of the missing that detection does not need (auxiliary heads, positive queries).
-    """
-
-    path: str
-    loaded: Sequence[str]
-    missing: Sequence[str]
-    unexpected: Sequence[str]
-    mismatched: Sequence[tuple[str, tuple[int, ...], tuple[int, ...]]]
-    class_heads: Sequence[str]
-    file_tensors: int
-    training_only: Sequence[str] = ()
-
-    @property
-    def model_tensors(self) -> int:
-        return len(self.loaded) + len(self.missing) + len(self.mismatched)
-
-    @property
-    def is_complete(self) -> bool:
-        return len(self.loaded) == self.model_tensors
-
-    @property
-    def is_complete_for_detection(self) -> bool:
-        return len(self.loaded) + len(self.training_only) == self.model_tensors
-
-    @property
-    def is_detector(self) -> bool:
-        """The file fills the model, class heads for other classes and what only training needs excepted."""
-        excepted = len(self.class_heads) + len(self.training_only)
-        return len(self.loaded) >= ENOUGH * (self.model_tensors - excepted) and len(self.loaded) > 0
-
-    @property
-    def is_backbone(self) -> bool:
-        """The file fills our backbone and holds little else (ImageNet weights bring their classifier).
-
-        Norms of the backbone's outputs are the detector's, and no file has to have them.
-        """
-        model = [*self.loaded, *self.missing, *(name for name, *_ in self.mismatched)]
-        prefix = backbone_prefix(model)
-        return (
-            len(self.loaded) > 0
-            and all(name.startswith(prefix) for name in self.loaded)
-            and len(self.loaded) >= ENOUGH * sum(is_pretrained(name, prefix) for name in model)
-            and len(self.loaded) >= ENOUGH * self.file_tensors
-        )
-
-    def summary(self) -> str:
-        """One line with all counts."""
-        return (
-            f"{len(self.loaded)} of the model's {self.model_tensors} tensors loaded, {len(self.missing)} missing"
-            f"{f' ({len(self.training_only)} of them for training only)' if self.training_only else ''}, "
-            f"{len(self.unexpected)} unexpected, {len(self.mismatched)} of another shape"
-        )
+_HEURISTICS = "matching_heuristics"
+"""detectron2's key of files whose names have to be guessed."""
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -107,6 +45,7 @@ class Checkpointer(DetectionCheckpointer):
     description: dict[str, Any] | None = None
     """What the files say about themselves, see ``dinox.checkpoint.describe``."""
 
+    _their_names: Sequence[str] | None = None
     _written: str | None = None
     """The file that this object tagged."""
 
@@ -141,11 +80,24 @@ class Checkpointer(DetectionCheckpointer):
             return str(tagged)
         return str(run_files.last_whole(self.save_dir) or "")
 
-    def load(self, path: str, *args: Any, purpose: Purpose | None = None, **kwargs: Any) -> dict[str, Any]:
-        """The stock method, which takes any file; with a ``purpose``, only what is enough for it (see ``require``)."""
+    def load(
+        self,
+        path: str,
+        *args: Any,
+        purpose: Purpose | None = None,
+        class_names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The stock method, which takes any file; with a ``purpose``, only what is enough for it (see ``require``).
+
+        class_names: of the data that the model is trained on, by class index; by default those of the ``description``.
+        Weights to start from take theirs by name (``dinox.checkpoint.class_transfer``), and a run is resumed with the
+        same ones only.
+        """
         # Of a URL the copy that was checked, not one that detectron2 would fetch without.
         file = local_file(path) if path else LocalFile(path)
         self._path, self._purpose = path, purpose
+        self._class_names = class_names or (self.description or {}).get("class_names")
         # Own runs write what they resume; a digest names one known file.
         self._trusted = purpose == "resume" or file.verified
         return super().load(file.path, *args, **kwargs)
@@ -162,84 +114,69 @@ class Checkpointer(DetectionCheckpointer):
             ) from error
         if filename.endswith(".pkl"):
             return _from_pickle(checkpoint, self._path)
-        return checkpoint if "model" in checkpoint else {"model": checkpoint}
+        # Names count as they are; heuristics are for detectron2's own files.
+        named = checkpoint if "model" in checkpoint else {"model": checkpoint}
+        return {key: value for key, value in named.items() if key != _HEURISTICS}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         check_weights(checkpoint["model"], self._path)
         pretrained = read_pretrained(checkpoint["model"], self.model)
         if pretrained.summary():
             logger.info("%s: the weights of a network alone\n%s", self._path, pretrained.summary())
-        checkpoint = {**checkpoint, "model": pretrained.weights}
-        incompatible = super()._load_model(checkpoint)
-        self.report = _make_report(self._path, self.model, incompatible, len(pretrained.weights))
+        weights, classes = self._with_own_classes(pretrained.weights, checkpoint)
+        incompatible = super()._load_model({**checkpoint, "model": weights})
+        self.report = make_report(self._path, self.model, incompatible, pretrained.weights, classes)
         return incompatible
+
+    def _with_own_classes(
+        self, weights: Mapping[str, Any], checkpoint: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], ClassTransfer | None]:
+        """Weights whose class rows are those of the model's classes, where both sides name their classes."""
+        if self._purpose in (None, "evaluate"):
+            return dict(weights), None
+        self._their_names = parse_description(checkpoint.get(ENTRY, {}), origin=self._path).class_names
+        theirs, ours = self._their_names, self._class_names
+        if self._purpose == "resume":
+            check_same_classes(theirs, ours, path=self._path)
+        elif theirs is not None and ours is not None:
+            return take_classes_by_name(as_tensors(weights), self.model, theirs=theirs, ours=ours)
+        return dict(weights), None
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         """Called between the model and everything else, such as the optimizer, which would not fit either."""
         if self._purpose is not None:
             require(self.report, self._purpose)
         log_report(self.report)
+        if self._purpose in ("train", "partial") and has_class_rows(self.report.loaded, self.model):
+            self._warn_of_nameless_classes()
+
+    def _warn_of_nameless_classes(self) -> None:
+        nameless = ["the file"] if self._their_names is None else []
+        nameless += ["the training data"] if self._class_names is None else []
+        if nameless:
+            logger.warning(
+                "Class k of %s is taken to be class k of the training data, since %s %s no names of classes. If it is "
+                "another one, it starts from wrong weights",
+                self._path,
+                " and ".join(nameless),
+                "have" if len(nameless) > 1 else "has",
+            )
 
 
-def load_weights(model: nn.Module, path: str, *, purpose: Purpose = "train") -> LoadReport:
+def load_weights(
+    model: nn.Module, path: str, *, purpose: Purpose = "train", class_names: Sequence[str] | None = None
+) -> LoadReport:
     """Load a file into ``model``, say what was loaded, and check that it is enough for the purpose (see ``require``).
+
+    class_names: of the data that the model is to be trained on, by class index. A file that names its classes too gives
+    each class the weights of its name (see ``Checkpointer.load``).
 
     Raises CheckpointError: the file is missing, unreadable, unsafe, holds NaN or infinity, or is of another
     architecture. The model must not be used after that.
     """
     checkpointer = Checkpointer(model)
-    checkpointer.load(path, checkpointables=[], purpose=purpose)
+    checkpointer.load(path, checkpointables=[], purpose=purpose, class_names=class_names)
     return checkpointer.report
-
-
-def require(report: LoadReport, purpose: Purpose) -> None:
-    """Raise CheckpointError if too little was loaded.
-
-    "resume" needs every tensor of the model, and "evaluate" all but those of parts that are there for training only
-    (a part says so by an attribute ``training_only``). "train" takes weights to start from, and tells by their
-    content what they are:
-
-    * a detector's checkpoint: fills at least 90 % of the model's tensors. Class heads of another number of classes do
-      not count, are listed, and stay as initialised;
-    * a backbone (``detectron2://ImageNetPretrained/torchvision/R-50.pkl``): at least 90 % of the file's tensors fill
-      at least 90 % of the model's backbone. The statistics of the pixels have to be those of the file: torchvision's
-      are RGB with mean 123.675, 116.28, 103.53 and std 58.395, 57.12, 57.375, MSRA's are BGR with mean 103.53,
-      116.28, 123.675 and std 1.
-
-    "partial" takes any tensor that fits, if there is one.
-    """
-    if purpose == "train":
-        if not (report.is_detector or report.is_backbone):
-            enough = f"at least {ENOUGH:.0%} of the model's or of the backbone's tensors"
-            raise CheckpointError(
-                _explain(report, f"training starts from {enough}, unless train.allow_partial=True is set")
-            )
-    elif purpose == "partial":
-        if not report.loaded:
-            raise CheckpointError(_explain(report, "training starts from at least one of them"))
-    elif not (report.is_complete_for_detection if purpose == "evaluate" else report.is_complete):
-        raise CheckpointError(_explain(report, f"to {purpose} takes all of them"))
-
-
-def log_report(report: LoadReport) -> None:
-    """What was loaded, and what was not, into the log."""
-    only = " (a backbone; everything else is as initialised)" if report.is_backbone else ""
-    logger.info("%s: %s%s", report.path, report.summary(), only)
-    if report.class_heads:
-        rows = [(name, str(in_file[0]), str(here[0])) for name, in_file, here in report.mismatched]
-        rows = [row for row in rows if row[0] in report.class_heads]
-        table = format_table(["heads for another number of classes", "file", "here"], rows)
-        logger.info("Initialised anew:\n%s", table)
-    if report.is_detector or not report.is_backbone:
-        rest = [name for name in report.missing if name not in report.training_only]
-        rest += [name for name, *_ in report.mismatched if name not in report.class_heads]
-        if report.training_only:
-            names = ", ".join(report.training_only)
-            logger.info("Not in %s, and for training only, where they start anew: %s", report.path, names)
-        if rest:
-            logger.warning("Not in %s, initialised anew: %s", report.path, ", ".join(rest))
-        if report.unexpected:
-            logger.warning("In %s, but not in the model: %s", report.path, ", ".join(report.unexpected))
 
 
 def _from_pickle(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
@@ -249,60 +186,4 @@ def _from_pickle(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     blobs = checkpoint.get("blobs", checkpoint)
     check_weights(blobs, path)
     weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-
-
-def _make_report(path: str, model: nn.Module, incompatible: Any, file_tensors: int) -> LoadReport:
-    mismatched = {name: (tuple(in_file), tuple(in_model)) for name, in_file, in_model in incompatible.incorrect_shapes}
-    absent = {*incompatible.missing_keys, *mismatched}
-    loaded, missing, other_shape = [], [], []
-    for names in _aliases(model):
-        if not absent.issuperset(names):
-            loaded.append(names[0])
-        elif mismatched.keys() & set(names):
-            other_shape.append(next(name for name in names if name in mismatched))
-        else:
-            missing.append(names[0])
-    return LoadReport(
-        path=path,
-        loaded=loaded,
-        missing=missing,
-        unexpected=list(incompatible.unexpected_keys),
-        mismatched=[(name, *mismatched[name]) for name in other_shape],
-        class_heads=[name for name in other_shape if _is_class_head(name, *mismatched[name])],
-        file_tensors=file_tensors,
-        training_only=_training_only(model, missing),
-    )
-
-
-def _training_only(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of the names that belong to parts that are there for training only."""
-    parts = tuple(f"{name}." for name, part in model.named_modules() if getattr(part, "training_only", False) is True)
-    return [name for name in names if name.startswith(parts)]
-
-
-def _aliases(model: nn.Module) -> Iterable[list[str]]:
-    """The names of each tensor of the state dict: several where modules share it."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        names.setdefault(id(tensor), []).append(name)
-    return names.values()
-
-
-def _is_class_head(name: str, in_file: tuple[int, ...], in_model: tuple[int, ...]) -> bool:
-    """Only the first dimension, that of the classes, differs."""
-    return bool(CLASS_HEAD.search(name)) and len(in_file) == len(in_model) and in_file[1:] == in_model[1:]
-
-
-def _explain(report: LoadReport, expected: str) -> str:
-    examples = []
-    for title, names in (("missing", report.missing), ("unexpected", report.unexpected)):
-        if names:
-            examples.append(f"{title}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}")
-    for name, in_file, in_model in report.mismatched[:_SHOWN]:
-        examples.append(f"{name}: {in_file} in the file, {in_model} in the model")
-    return (
-        f"checkpoint {report.path} is not of this model: {report.summary()}; {expected} ({'; '.join(examples)}). "
-        "Take the config that the file was trained with; if it is another project's, convert it (dinox convert, or "
-        "dinox.checkpoint.convert)"
-    )
+    return {"model": weights, "__author__": "Caffe2", _HEURISTICS: True}

@@ -198,7 +198,8 @@ class _TrainingRun:
             logger.warning("No checkpoint to resume in %s: starting anew", self.cfg.train.output_dir)
         if self.cfg.train.init_checkpoint:
             purpose = "partial" if self.cfg.train.get("allow_partial") else "train"
-            load_weights(self.model, self.cfg.train.init_checkpoint, purpose=purpose)
+            classes = self.checkpointer.description.get("class_names")
+            load_weights(self.model, self.cfg.train.init_checkpoint, purpose=purpose, class_names=classes)
         return False
 
     def _resume(self) -> int:

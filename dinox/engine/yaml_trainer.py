@@ -243,7 +243,8 @@ class DinoxTrainer(DefaultTrainer):
                 if self.start_iter != self.iter + 1:
                     self._set_schedule(self.start_iter)
             elif self.cfg.MODEL.WEIGHTS:
-                load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS)
+                classes = self.checkpointer.description.get("class_names")
+                load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, class_names=classes)
 
     def _set_schedule(self, iteration: int) -> None:
         self.scheduler.last_epoch = iteration

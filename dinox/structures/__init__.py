@@ -11,6 +11,7 @@ from dinox.structures.boxes import (
     side_distances,
     xyxy_to_cxcywh,
 )
+from dinox.structures.class_rows import ClassRows, PlacedRows, RowLayout
 from dinox.structures.memory import FeaturePyramid, Memory, flatten_pyramid
 from dinox.structures.predictions import BACKGROUND, BEFORE_NMS, MatchedPredictions, PredictionSet, RawPredictions
 from dinox.structures.queries import (
@@ -30,6 +31,7 @@ __all__ = [
     "BACKGROUND",
     "BEFORE_NMS",
     "MATCHING",
+    "ClassRows",
     "FeaturePyramid",
     "HeadOutput",
     "HeadPyramid",
@@ -37,11 +39,13 @@ __all__ = [
     "KnownClasses",
     "MatchedPredictions",
     "Memory",
+    "PlacedRows",
     "PredictionSet",
     "Proposals",
     "QueryContext",
     "QueryGroup",
     "RawPredictions",
+    "RowLayout",
     "TargetView",
     "Targets",
     "WholeBatch",

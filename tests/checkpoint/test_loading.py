@@ -88,7 +88,7 @@ def test_a_few_missing_tensors_are_named(tmp_path, caplog):
     torch.save({"model": state}, tmp_path / "a.pth")
     report = load_weights(Detector(), str(tmp_path / "a.pth"))
     assert list(report.missing) == ["box_heads.0.weight", "box_heads.0.bias"]
-    assert "box_heads.0.weight, box_heads.0.bias" in caplog.text
+    assert "box_heads.0.{weight,bias}" in caplog.text
 
 
 def test_another_architecture_is_one_error_with_file_numbers_and_cure(tmp_path):
@@ -217,7 +217,7 @@ def test_a_checkpoint_without_training_parts_detects_but_does_not_resume(tmp_pat
     assert report.is_complete_for_detection and not report.is_complete
     assert report.training_only == [f"auxiliary_heads.{head}.{kind}" for head in ("atss", "roi") for kind in WEIGHTS]
     assert "4 missing (4 of them for training only)" in caplog.text
-    assert "for training only, where they start anew: auxiliary_heads.atss.weight" in caplog.text
+    assert "for training only, where they start anew: auxiliary_heads.*" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     with pytest.raises(CheckpointError, match="to resume takes all of them"):
         load_weights(collaborating(), path, purpose="resume")

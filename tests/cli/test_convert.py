@@ -122,6 +122,18 @@ def test_official_files_lose_the_rows_of_no_class(dinox, tmp_path):
     assert read_description(str(tmp_path / "dinox.pth")).class_names[-1] == "toothbrush"
 
 
+def test_classes_of_an_official_file_are_known_by_name_when_it_is_fine_tuned(dinox, tmp_path):
+    """Row r holds r, the id of the category: 18 is a dog, 1 a person, and COCO has no owl."""
+    torch.save(official(), tmp_path / "official.pth")
+    assert dinox("convert", tmp_path / "official.pth", tmp_path / "dinox.pth", *CONFIG)[0] == 0
+    model = build("model.num_classes=3")
+    new_row = model.heads.class_heads[0].bias[1].item()
+    names = ["dog", "owl", "Person"]
+    report = load_weights(model, str(tmp_path / "dinox.pth"), class_names=names)
+    assert model.heads.class_heads[0].bias.tolist() == [18, new_row, 1]
+    assert report.classes.new == ("owl",) and len(report.classes.unused) == 78
+
+
 def test_official_files_of_own_data_need_their_ids(dinox, tmp_path):
     torch.save(official(num_rows=12), tmp_path / "official.pth")
     arguments = ["convert", tmp_path / "official.pth", tmp_path / "dinox.pth", *CONFIG, "model.num_classes=4"]

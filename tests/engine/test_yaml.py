@@ -394,6 +394,16 @@ def test_weights_of_another_model_are_an_error(tmp_path):
         trainer.resume_or_load(resume=False)
 
 
+def test_weights_of_the_same_classes_in_another_order_are_put_right(finished, tmp_path):
+    content = torch.load(f"{finished[0].OUTPUT_DIR}/model_final.pth", weights_only=True)
+    content["dinox"]["class_names"] = content["dinox"]["class_names"][::-1]
+    torch.save({key: content[key] for key in ("model", "dinox")}, tmp_path / "other.pth")
+    trainer = DinoxTrainer(make_cfg(tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "other.pth")))
+    trainer.resume_or_load(resume=False)
+    name = "heads.class_heads.0.bias"
+    assert torch.equal(trainer.model.state_dict()[name], content["model"][name].flip(0))
+
+
 @pytest.mark.parametrize(
     "opts, overrides, error, message",
     [

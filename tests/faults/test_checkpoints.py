@@ -48,6 +48,13 @@ def train(dinox, weights, output_dir, *overrides):
     return dinox("train", "--config-file", TINY_CONFIG, *settings)
 
 
+def start_from(command, dinox, weights, tmp_path):
+    """Evaluate or train: code and message, and that no output folder was left."""
+    code, _, err = command(dinox, weights, *([tmp_path / "run"] if command is train else []))
+    assert not (tmp_path / "run").exists()
+    return code, err
+
+
 def save(path, **changes):
     """A checkpoint of the tiny detector; ``changes``: names with _ for . -> other tensors, None: left out."""
     state = TinyDetector(num_classes=6).state_dict()
@@ -133,15 +140,17 @@ def test_row_29_a_whole_digest_that_fits_is_trusted_and_a_part_of_one_is_an_erro
 # ----------------------------------------------------------------------------------------- broken, or not of this model
 
 
-def test_row_30_a_missing_checkpoint(dinox, tmp_path):
+@pytest.mark.parametrize("command", [evaluate, train])
+def test_row_30_a_missing_checkpoint(dinox, tmp_path, command):
     save(tmp_path / "model_final.pth")
-    code, _, err = evaluate(dinox, tmp_path / "model_fnal.pth")
+    code, err = start_from(command, dinox, tmp_path / "model_fnal.pth", tmp_path)
     assert code == USER_ERROR
     assert_one_line(err, "model_fnal.pth: no such file", "Did you mean", "model_final.pth")
 
 
+@pytest.mark.parametrize("command", [evaluate, train])
 @pytest.mark.parametrize("name", ["cut.pth", "cut.pkl", "cut.safetensors"])
-def test_row_30_a_truncated_checkpoint(dinox, tmp_path, name):
+def test_row_30_a_truncated_checkpoint(dinox, tmp_path, name, command):
     path = tmp_path / name
     if name.endswith(".pkl"):
         path.write_bytes(pickle.dumps({"model": {"weight": torch.zeros(999).numpy()}}))
@@ -149,15 +158,16 @@ def test_row_30_a_truncated_checkpoint(dinox, tmp_path, name):
         write_checkpoint(path.with_name("whole" + path.suffix), TinyDetector(num_classes=6).state_dict())
         path.write_bytes(path.with_name("whole" + path.suffix).read_bytes())
     os.truncate(path, path.stat().st_size // 2)
-    code, _, err = evaluate(dinox, path)
+    code, err = start_from(command, dinox, path, tmp_path)
     assert code == USER_ERROR
     assert_one_line(err, f"{name}: not a readable checkpoint", "truncated")
 
 
+@pytest.mark.parametrize("command", [evaluate, train])
 @pytest.mark.parametrize("name", ["page.pth", "page.pkl", "page.safetensors"])
-def test_row_30_a_web_page_instead_of_a_checkpoint(dinox, tmp_path, name):
+def test_row_30_a_web_page_instead_of_a_checkpoint(dinox, tmp_path, name, command):
     (tmp_path / name).write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
-    code, _, err = evaluate(dinox, tmp_path / name)
+    code, err = start_from(command, dinox, tmp_path / name, tmp_path)
     assert code == USER_ERROR
     assert_one_line(err, f"{name}: not a readable checkpoint")
 
@@ -165,15 +175,15 @@ def test_row_30_a_web_page_instead_of_a_checkpoint(dinox, tmp_path, name):
 @pytest.mark.parametrize("command", [evaluate, train])
 def test_row_30_another_architecture(dinox, tmp_path, command):
     torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "other.pth")
-    code, _, err = command(dinox, tmp_path / "other.pth", *([tmp_path / "run"] if command is train else []))
+    code, err = start_from(command, dinox, tmp_path / "other.pth", tmp_path)
     assert code == USER_ERROR
     assert_one_line(err, "other.pth is not of this model", "0 of the model's 8 tensors loaded", "dinox convert")
-    assert not (tmp_path / "run").exists()
 
 
-def test_row_30_one_shape_that_differs(dinox, tmp_path):
+@pytest.mark.parametrize("command", [evaluate, train])
+def test_row_30_one_shape_that_differs(dinox, tmp_path, command):
     save(tmp_path / "a.pth", box_head_weight=torch.zeros(4, 9))
-    code, _, err = evaluate(dinox, tmp_path / "a.pth")
+    code, err = start_from(command, dinox, tmp_path / "a.pth", tmp_path)
     assert code == USER_ERROR
     assert_one_line(err, "a.pth is not of this model", "box_head.weight: (4, 9) in the file, (4, 8) in the model")
 
@@ -240,10 +250,11 @@ def test_row_30_a_config_inside_that_builds_nothing(dinox, tmp_path, command, co
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", [evaluate, train])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_row_30_weights_that_are_not_numbers(dinox, tmp_path, value):
+def test_row_30_weights_that_are_not_numbers(dinox, tmp_path, value, command):
     save(tmp_path / "a.pth", box_head_bias=torch.tensor([0, value, 0, 0]))
-    code, _, err = evaluate(dinox, tmp_path / "a.pth")
+    code, err = start_from(command, dinox, tmp_path / "a.pth", tmp_path)
     assert code == USER_ERROR
     assert_one_line(err, "a.pth", "'box_head.bias' holds NaN or infinity")
 
@@ -273,6 +284,17 @@ def test_row_30_class_heads_of_other_classes_are_a_table_in_the_log(dinox, tmp_p
     assert code == 0
     lines = [line.split() for line in (tmp_path / "run" / "log.txt").read_text().splitlines()]
     assert ["class_head.weight", "80", "6"] in lines and ["class_head.bias", "80", "6"] in lines
+
+
+def test_row_30_classes_that_the_file_names_are_a_table_in_the_log(dinox, tmp_path):
+    save(tmp_path / "a.pth", class_head_weight=torch.zeros(3, 8), class_head_bias=torch.zeros(3))
+    content = torch.load(tmp_path / "a.pth", weights_only=True)
+    torch.save(content | {"dinox": {"class_names": ["star", "moon", "Disk"]}}, tmp_path / "a.pth")
+    code, _, _ = train(dinox, tmp_path / "a.pth", tmp_path / "run")
+    assert code == 0
+    lines = [" ".join(line.split()) for line in (tmp_path / "run" / "log.txt").read_text().splitlines()]
+    assert "taken over by name 2 disk, star" in lines and "of the file, not used 1 moon" in lines
+    assert "new, as initialised 4 ring, square, triangle, cross" in lines
 
 
 # -------------------------------------------------------------------------------------------------- downloads that fail

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dinox.layers import group_norm
-from dinox.structures import HeadPyramid
+from dinox.structures import ClassRows, HeadPyramid
 from dinox.utils.precision import at_least_float32
 from dinox.utils.ranges import check_range
 
@@ -83,7 +83,7 @@ class DenseBranches(nn.Module):
             raise ValueError(f"norm must be one of {', '.join(map(repr, get_args(Norm)))}, got {norm!r}")
         check_range("num_classes", num_classes, 1)
         check_range("num_convs", num_convs, 0)
-        self.num_classes, self.box_channels = num_classes, box_channels
+        self.num_classes, self.num_anchors, self.box_channels = num_classes, num_anchors, box_channels
         self.class_tower = nn.Sequential(*(_ConvNormReLU(embed_dim, norm) for _ in range(num_convs)))
         self.box_tower = nn.Sequential(*(_ConvNormReLU(embed_dim, norm) for _ in range(num_convs)))
         outputs = [num_classes, box_channels, quality_channels]
@@ -101,6 +101,9 @@ class DenseBranches(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.constant_(self.class_output.bias, -math.log((1 - _PRIOR) / _PRIOR))
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        return {f"class_output.{name}": ClassRows(blocks=self.num_anchors) for name in self.class_output.state_dict()}
 
     def forward(self, pyramid: HeadPyramid) -> DensePredictions:
         logits, boxes, quality = [], [], []

@@ -6,6 +6,7 @@ Legend: B images, N queries, D channels, K classes.
 from torch import Tensor, nn
 
 from dinox.layers import MLP, make_box_head, make_class_head, move_anchors
+from dinox.structures import ClassRows
 
 
 class PredictionHeads(nn.Module):
@@ -27,6 +28,9 @@ class PredictionHeads(nn.Module):
             make_box_head(embed_dim=embed_dim, size_logit=size_logit if i == 0 else 0.0) for i in range(copies)
         )
 
+    def class_rows(self) -> dict[str, ClassRows]:
+        return {f"class_heads.{name}": ClassRows() for name in self.class_heads.state_dict()}
+
     def logits(self, layer: int, states: Tensor) -> Tensor:
         """states: (B, N, D) of decoder layer ``layer`` -> (B, N, K) class logits."""
         return self.class_heads[layer % len(self.class_heads)](states)
@@ -43,6 +47,9 @@ class SoftmaxHeads(nn.Module):
         super().__init__()
         self.class_heads = nn.ModuleList([nn.Linear(embed_dim, num_classes + 1)])
         self.box_heads = nn.ModuleList([MLP(in_dim=embed_dim, hidden_dim=embed_dim, out_dim=4, num_layers=3)])
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        return {f"class_heads.{name}": ClassRows(others=1) for name in self.class_heads.state_dict()}
 
     def logits(self, layer: int, states: Tensor) -> Tensor:
         """states: (B, N, D) -> (B, N, K + 1)."""

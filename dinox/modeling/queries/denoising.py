@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dinox.layers import CenterShiftAndScale, ContrastiveBoxNoise, SameRangeBoxNoise, draw_box_noise
 from dinox.modeling.queries.placement import AnchorBoxes
-from dinox.structures import BACKGROUND, MATCHING, QueryContext, QueryGroup, inverse_sigmoid
+from dinox.structures import BACKGROUND, MATCHING, ClassRows, QueryContext, QueryGroup, inverse_sigmoid
 from dinox.utils.distributed import max_across_ranks
 from dinox.utils.image_random import draw_uniform
 from dinox.utils.ranges import check_range
@@ -54,6 +54,9 @@ class LabelEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Embedding(num_classes + int(unknown_class), embed_dim - int(indicator))
         self.unknown_class, self.indicator = unknown_class, indicator
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        return {"table.weight": ClassRows(others=int(self.unknown_class))}
 
     def forward(self, labels: Tensor) -> Tensor:
         """(...) int64 -> (..., D)."""

@@ -8,11 +8,13 @@
 Legend: B images, S memory tokens, N proposals, D channels, K classes.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from dinox.layers import make_box_head, make_class_head, xavier_init
-from dinox.structures import Memory, Proposals, Targets
+from dinox.structures import ClassRows, Memory, PlacedRows, Proposals, RowLayout, Targets
 from dinox.utils.gather import gather_rows
 from dinox.utils.numbers import fewer
 from dinox.utils.precision import at_least_float32
@@ -36,11 +38,13 @@ def proposal_logits(memory: Memory) -> tuple[Tensor, Tensor]:
 
 
 class _TokenHeads(nn.Module):
-    """The encoder's own projection and heads, and the ranking of its tokens.
+    """The encoder's own projection and heads, and the ranking of its tokens. row_layout: of the class head.
 
     num_proposals: how many of the best tokens are proposed. more_in_training: so many of the next best too, for query
     groups that exist in training alone; the ranking stays one (H-DETR).
     """
+
+    row_layout: ClassVar[RowLayout] = ClassRows()
 
     def __init__(self, *, embed_dim: int, num_classes: int, num_proposals: int, more_in_training: int = 0):
         super().__init__()
@@ -50,6 +54,9 @@ class _TokenHeads(nn.Module):
         self.class_head = make_class_head(embed_dim=embed_dim, num_classes=num_classes)
         self.box_head = make_box_head(embed_dim=embed_dim)
         xavier_init(self.projection)
+
+    def class_rows(self) -> dict[str, RowLayout]:
+        return {f"class_head.{name}": self.row_layout for name in self.class_head.state_dict()}
 
     @torch.no_grad()
     def token_scores(self, memory: Memory) -> Tensor:
@@ -124,6 +131,8 @@ class ClassAgnosticSelection(_TokenHeads):
     Class 0 stands for "object" here: tokens are ranked by its logit, and the encoder's loss is taken on all tokens,
     with objects of class 0 and background, rejected tokens included (Deformable DETR, section 4.2 and its code).
     """
+
+    row_layout: ClassVar[RowLayout] = PlacedRows()
 
     @staticmethod
     def class_score(logits: Tensor) -> Tensor:
