@@ -64,9 +64,11 @@ def test_row_36_fewer_iterations_than_were_done_are_an_error(dinox, run_dir):
 )
 def test_row_36_another_lr_or_weight_decay_is_an_error(dinox, run_dir, override, message):
     """The optimizer's state would bring the old ones back, in silence."""
+    before = {file.name: file.read_bytes() for file in run_dir.glob("*.pth")}
     code, _, err = train(dinox, run_dir, "train.max_iter=3", override, resume=True)
     assert code == USER_ERROR
     assert_one_line(err, message, "start another one from its weights")
+    assert {file.name: file.read_bytes() for file in run_dir.glob("*.pth")} == before
 
 
 def test_row_36_another_number_of_processes_is_allowed_and_told(dinox, run_dir):
