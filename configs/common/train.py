@@ -20,6 +20,15 @@ train = {
     # bf16 or fp16 with fp32 islands. (detectron2's own script knows fp16 only and ignores dtype.)
     "amp": {"enabled": False, "dtype": "bf16"},
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
+    # Exponential moving average of the weights, which is what is evaluated. decay: DINO's code; detrex has 0.999,
+    # Co-DETR's ViT-L 0.9999. warmup: steps, 0 for none; see dinox/engine/averaging.py.
+    "ema": {"enabled": False, "decay": 0.9997, "warmup": 2000},
+    # Of files that hold both, evaluate or start from the averaged weights, not those of the last step.
+    "use_ema_weights": True,
+    # After an evaluation that is better than all before: model_best.pth, the weights that were evaluated.
+    "best_checkpoint": {"enabled": True, "metric": "bbox/AP", "mode": "max"},
+    # End when so many evaluations in a row have not been better by more than min_delta.
+    "early_stopping": {"enabled": False, "metric": "bbox/AP", "mode": "max", "patience": 5, "min_delta": 0.0},
     "checkpointer": {"period": "${schedule.iterations_per_epoch}", "max_to_keep": 5},
     "eval_period": "${schedule.iterations_per_epoch}",
     # DN-DETR's, DINO's and Stable-DINO's measures of matching on evenly spread test images (all of them for None), for

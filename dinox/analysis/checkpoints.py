@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dinox.checkpoint.reading import local_file, read_checkpoint
+from dinox.checkpoint.run_files import BEST
 
 _PATTERN = "model_*.pth"  # detectron2's names
 
@@ -51,7 +52,8 @@ def find_checkpoints(places: Sequence[str | os.PathLike]) -> list[RunCheckpoint]
 
 
 def _in_folder(folder: str) -> list[RunCheckpoint]:
-    paths = sorted(str(path) for path in Path(folder).glob(_PATTERN))
+    # The best one is one of the others, or was before they were removed: it is no point of a run's course of its own.
+    paths = sorted(str(path) for path in Path(folder).glob(_PATTERN) if path.stem != BEST)
     if not paths:
         raise ValueError(f"{folder}: no {_PATTERN} in it: expected checkpoints, or the output folder of a training run")
     return _without_doubles(map(_read, paths))

@@ -70,6 +70,7 @@ def analyze_matching(
     num_images: int | None = None,
     top_k: int = 100,
     class_names: Sequence[str] | None = None,
+    ema: bool = True,
 ) -> MatchingReport:
     """Run the checkpoints on the test images of a LazyConfig and measure their matching, with progress bars.
 
@@ -79,6 +80,7 @@ def analyze_matching(
         num_images: so many images, evenly spread over the test set; None: all.
         top_k: of ATD.
         class_names: of the checkpoints, by class index: the data's classes are matched to them by name.
+        ema: of checkpoints that hold both, take the averaged weights, not those of the last step.
 
     Raises ValueError (of various kinds) for a config, a dataset or a checkpoint that does not fit.
     """
@@ -98,7 +100,7 @@ def analyze_matching(
     batches = images.batches()
     metrics, previous, first, found = [], None, None, []
     for checkpoint in checkpoints:
-        load_weights(model, checkpoint.path, purpose="evaluate")
+        load_weights(model, checkpoint.path, purpose="evaluate", ema=ema)
         found = match_images(model.to(device), _with_progress(batches, checkpoint.name))
         metrics.append(matching_metrics(found, previous=previous, top_k=top_k))
         previous = [image.index_vector for image in found]

@@ -23,7 +23,15 @@ from dinox.checkpoint.class_transfer import (
 from dinox.checkpoint.description import parse_description
 from dinox.checkpoint.judging import log_report, require
 from dinox.checkpoint.pretrained import read_pretrained
-from dinox.checkpoint.reading import CheckpointError, LocalFile, check_weights, local_file, read_checkpoint
+from dinox.checkpoint.reading import (
+    EMA,
+    CheckpointError,
+    LocalFile,
+    averaged_weights,
+    check_weights,
+    local_file,
+    read_checkpoint,
+)
 from dinox.checkpoint.report import LoadReport, Purpose, make_report
 from dinox.checkpoint.tensor_files import ENTRY
 
@@ -36,7 +44,8 @@ _HEURISTICS = "matching_heuristics"
 class Checkpointer(DetectionCheckpointer):
     """DetectionCheckpointer that reads tensors and numbers only, explains what it cannot read, and keeps a report.
 
-    Its files are those of the stock class, both ways.
+    Its files are those of the stock class, both ways. In files of runs with ``train.ema``, the stock class sees the
+    weights of the last step, "model".
     """
 
     report: LoadReport | None = None
@@ -64,6 +73,16 @@ class Checkpointer(DetectionCheckpointer):
         run_files.save(content | kwargs, file)
         self.tag_last_checkpoint(file.name)
 
+    def save_weights(self, name: str, **kwargs: Any) -> None:
+        """The model alone, with the ``description``, into a file that nobody resumes from: it is not tagged.
+
+        Raises CheckpointError as ``save``; what was there is kept.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()} | ({} if self.description is None else {ENTRY: self.description})
+        run_files.save(content | kwargs, Path(self.save_dir) / f"{name}.pth")
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         run_files.tag(self.save_dir, last_filename_basename)
         self._written = last_filename_basename
@@ -86,6 +105,7 @@ class Checkpointer(DetectionCheckpointer):
         *args: Any,
         purpose: Purpose | None = None,
         class_names: Sequence[str] | None = None,
+        ema: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The stock method, which takes any file; with a ``purpose``, only what is enough for it (see ``require``).
@@ -93,14 +113,19 @@ class Checkpointer(DetectionCheckpointer):
         class_names: of the data that the model is trained on, by class index; by default those of the ``description``.
         Weights to start from take theirs by name (``dinox.checkpoint.class_transfer``), and a run is resumed with the
         same ones only.
+
+        ema: take the averaged weights, where the file holds some. A run is resumed with its own ones.
         """
         # Of a URL the copy that was checked, not one that detectron2 would fetch without.
         file = local_file(path) if path else LocalFile(path)
-        self._path, self._purpose = path, purpose
+        self._path, self._purpose, self._ema = path, purpose, ema
         self._class_names = class_names or (self.description or {}).get("class_names")
         # Own runs write what they resume; a digest names one known file.
         self._trusted = purpose == "resume" or file.verified
-        return super().load(file.path, *args, **kwargs)
+        rest = super().load(file.path, *args, **kwargs)
+        if purpose == "resume" and EMA in rest and EMA not in self.checkpointables:
+            logger.warning("%s holds averaged weights, which are left behind: train.ema is not enabled", path)
+        return rest
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Replaces the stock methods of v0.6 and main, which unpickle anything."""
@@ -119,6 +144,11 @@ class Checkpointer(DetectionCheckpointer):
         return {key: value for key, value in named.items() if key != _HEURISTICS}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        averages = averaged_weights(checkpoint)
+        if averages is not None and self._purpose != "resume":
+            which = "averaged weights" if self._ema else "weights of the last step, not the averaged ones"
+            logger.info("%s: taking the %s (it holds both)", self._path, which)
+            checkpoint["model"] = averages if self._ema else checkpoint["model"]
         check_weights(checkpoint["model"], self._path)
         pretrained = read_pretrained(checkpoint["model"], self.model)
         if pretrained.summary():
@@ -164,18 +194,25 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def load_weights(
-    model: nn.Module, path: str, *, purpose: Purpose = "train", class_names: Sequence[str] | None = None
+    model: nn.Module,
+    path: str,
+    *,
+    purpose: Purpose = "train",
+    class_names: Sequence[str] | None = None,
+    ema: bool = True,
 ) -> LoadReport:
     """Load a file into ``model``, say what was loaded, and check that it is enough for the purpose (see ``require``).
 
     class_names: of the data that the model is to be trained on, by class index. A file that names its classes too gives
     each class the weights of its name (see ``Checkpointer.load``).
 
+    ema: of a file that holds both, take the averaged weights, not those of the last step.
+
     Raises CheckpointError: the file is missing, unreadable, unsafe, holds NaN or infinity, or is of another
     architecture. The model must not be used after that.
     """
     checkpointer = Checkpointer(model)
-    checkpointer.load(path, checkpointables=[], purpose=purpose, class_names=class_names)
+    checkpointer.load(path, checkpointables=[], purpose=purpose, class_names=class_names, ema=ema)
     return checkpointer.report
 
 

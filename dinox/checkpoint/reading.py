@@ -25,8 +25,11 @@ from dinox.utils.suggest import did_you_mean
 TRUST_VARIABLE = "DINOX_TRUST_CHECKPOINTS"
 """Set to 1 to read .pth files with a torch older than 2.6."""
 
+EMA = "ema"
+"""The entry of our files with the averaged weights: a state dict with the names of "model"."""
+
 _ENTRIES = ("model", "state_dict", "blobs")
-_EMA_ENTRIES = ("ema_model", "ema_state", "model_ema")
+_EMA_ENTRIES = (EMA, "ema_model", "ema_state", "model_ema")
 _WRAPPED = "module."
 _SHOWN = 5
 
@@ -142,18 +145,29 @@ def _read(filename: str, *, trusted: bool, mapped: bool) -> Any:
         return torch.load(filename, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(filename))
 
 
-def pick_weights(checkpoint: Mapping[str, Any], *, path: str, ema: bool = False) -> tuple[str, dict[str, Tensor]]:
+def averaged_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Those of one of our files; None if there are none, or something else has their place, as in RT-DETR's files."""
+    model, averages = checkpoint.get("model"), checkpoint.get(EMA)
+    if isinstance(model, Mapping) and isinstance(averages, Mapping) and model.keys() == averages.keys():
+        return averages
+    return None
+
+
+def pick_weights(checkpoint: Mapping[str, Any], *, path: str, ema: bool | None = None) -> tuple[str, dict[str, Tensor]]:
     """The state dict in what a file holds: the name of its entry ("" for a file that is nothing else), and its tensors.
 
     Args:
         checkpoint: from ``read_checkpoint``.
         path: for messages.
-        ema: take the averaged weights, which must be there, not those of the last step.
+        ema: take the averaged weights, which must be there, or those of the last step. None: the averaged ones of our
+            files, and those of the last step of others, whose published figures are of these.
 
     A prefix ``module.`` that all names have, of a model wrapped for several GPUs, is left out.
 
     Raises CheckpointError: no such entry, something else than tensors, NaN or infinity.
     """
+    if ema is None:
+        ema = averaged_weights(checkpoint) is not None
     if ema:
         entry = next((name for name in _EMA_ENTRIES if name in checkpoint), None)
         if entry is None:

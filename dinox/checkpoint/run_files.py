@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 TAG = "last_checkpoint"
 """detectron2's: the file that names the last checkpoint of its folder."""
 
+BEST = "model_best"
+"""The file with the weights that were best in evaluation, without ``.pth``: no run can be resumed from it."""
+
+LAST_EVALUATION = "last_evaluation"
+"""The results of the last evaluation, as json: it comes after the checkpoint of its iteration, which lacks them."""
+
 RUN_STATE = "RunCheckpoints"
 """The hook of ``dinox.engine`` whose state is that of the run, under "hooks" of the trainer's."""
 
@@ -129,6 +135,6 @@ def _images(path: Path) -> int | None:
 
 def remove_leftovers_of_killed(folder: str | os.PathLike) -> None:
     """Temporary files of a run that was killed while it wrote. No other run may use the folder."""
-    for pattern in ("*.pth", TAG):
+    for pattern in ("*.pth", TAG, LAST_EVALUATION):
         for file in remove_leftovers(Path(folder) / pattern):
             logger.info("Removed %s, left over from a run that was killed", file)

@@ -20,7 +20,12 @@ from dinox.analysis.collaboration import (
     draw_collaboration,
 )
 from dinox.checkpoint import read_description
-from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, split_overrides
+from dinox.cli.arguments import (
+    add_common_arguments,
+    add_config_safety_arguments,
+    add_ema_argument,
+    split_overrides,
+)
 from dinox.cli.running import check_json_target
 from dinox.config import apply_overrides
 from dinox.engine.logs import RunLog
@@ -54,6 +59,7 @@ def add_collaboration_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="images drawn with maps; default: 4")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what heads sample; default: 0")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the GPU where there is one")
+    add_ema_argument(parser)
     add_config_safety_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(overrides=[])
@@ -75,6 +81,7 @@ def analyze_collaboration_command(args: argparse.Namespace) -> None:
             num_images=args.images,
             num_pictures=args.pictures if args.output else 0,
             seed=args.seed,
+            ema=args.ema,
         )
     print(format_report(report))
     pictures = draw_collaboration(report, args.output) if args.output else []

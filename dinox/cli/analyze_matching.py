@@ -17,7 +17,12 @@ from dinox.analysis import (
 )
 from dinox.analysis.layer_scores import first_known_layer
 from dinox.checkpoint import read_description
-from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, split_overrides
+from dinox.cli.arguments import (
+    add_common_arguments,
+    add_config_safety_arguments,
+    add_ema_argument,
+    split_overrides,
+)
 from dinox.cli.running import check_json_target
 from dinox.config import apply_overrides
 from dinox.engine.logs import RunLog
@@ -59,6 +64,7 @@ def add_matching_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="images drawn with anchors; default: 4")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the GPU where there is one")
+    add_ema_argument(parser)
     add_config_safety_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(overrides=[])
@@ -88,6 +94,7 @@ def analyze_matching_command(args: argparse.Namespace) -> None:
             num_images=args.images,
             top_k=args.top_k,
             class_names=description.class_names,
+            ema=args.ema,
         )
     print(format_report(report, beside))
     pictures = draw_matching(report, args.output, pictures=args.pictures, beside=beside) if args.output else []

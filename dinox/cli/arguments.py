@@ -27,6 +27,16 @@ def add_config_safety_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ema_argument(parser: argparse.ArgumentParser) -> None:
+    """For commands that load checkpoints: gives ``args.ema``. Training and evaluation have train.use_ema_weights."""
+    parser.add_argument(
+        "--no-ema",
+        action="store_false",
+        dest="ema",
+        help="of a checkpoint that holds averaged weights (train.ema) too, take those of the last step",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of detectron2's training scripts, which see."""
     parser.add_argument("--config-file", required=True, metavar="CONFIG", help="a file, or a name in the model zoo")

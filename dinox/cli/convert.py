@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings of the config, such as model.num_classes=20"
     )
-    parser.add_argument("--ema", action="store_true", help="take the file's averaged weights")
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="take the file's averaged weights, or those of the last step (default: the averaged ones of dinox's own "
+        "files, those of the last step of others)",
+    )
     parser.add_argument(
         "--category-ids",
         metavar="IDS",

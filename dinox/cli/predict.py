@@ -6,7 +6,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, split_overrides
+from dinox.cli.arguments import (
+    add_common_arguments,
+    add_config_safety_arguments,
+    add_ema_argument,
+    split_overrides,
+)
 from dinox.cli.running import USER_ERROR, check_json_target, guarded
 from dinox.cli.tta import TTAOptions, add_tta_arguments
 from dinox.inference import Predictor
@@ -65,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-program", action="store_true", help="read a .pt2, which can run code when it is loaded"
     )
     add_tta_arguments(parser)
+    add_ema_argument(parser)
     add_config_safety_arguments(parser)
     add_common_arguments(parser)
     parser.set_defaults(overrides=[])
@@ -108,6 +114,7 @@ def _run(args: argparse.Namespace) -> int:
         allow_targets=args.allow_targets,
         trust_program=args.trust_program,
         wrapper=TTAOptions.of(args).wrapper(),
+        ema=args.ema,
     )
     predictions = predict_files(predictor, inputs, outputs)
     report = Report(

@@ -1,5 +1,6 @@
 """Training and evaluation on detectron2's trainer."""
 
+from dinox.engine.averaging import WeightAverage
 from dinox.engine.micro_batches import MicroBatches
 from dinox.engine.optimizer import ClippedAdamW, get_optimizer_params
 from dinox.engine.schedule import cosine_schedule, step_schedule
@@ -14,6 +15,7 @@ __all__ = [
     "MicroBatches",
     "Trainer",
     "TrainingStopped",
+    "WeightAverage",
     "cosine_schedule",
     "evaluate",
     "get_optimizer_params",

@@ -103,15 +103,22 @@ class RunCheckpoints(hooks.PeriodicCheckpointer):
         with unchanged_random_state(), self._signals.at_once():
             yield
 
-    def _save_on_all_ranks(self, *, is_needed: bool) -> None:
-        """Raises CheckpointError if it fails, and ``is_needed`` or too often."""
+    def save_final(self) -> None:
+        """After a step with which training ends, though it is not the last one of the schedule. Raises
+        CheckpointError."""
+        self._done = self.trainer.iter + 1
+        self._save_on_all_ranks(is_needed=True, name=f"{self.file_prefix}_final")
+
+    def _save_on_all_ranks(self, *, is_needed: bool, name: str | None = None) -> None:
+        """name: of the file; None: as the schedule has it. Raises CheckpointError if it fails, and ``is_needed`` or too
+        often."""
         iteration = self._done - 1
         if comm.get_world_size() > 1:
             self._gathered = (iteration, comm.gather(self.run_state.of_rank()))
         error = None
         if comm.is_main_process():
             try:
-                self._save(iteration)
+                self._save(iteration, name)
             except CheckpointError as caught:
                 error = str(caught)
         error = comm.all_gather(error)[0]
@@ -123,11 +130,11 @@ class RunCheckpoints(hooks.PeriodicCheckpointer):
             raise CheckpointError(error)
         logger.error("NO CHECKPOINT WRITTEN (%d of at most %d in a row): %s", self._failures, MOST_FAILURES, error)
 
-    def _save(self, iteration: int) -> None:
-        if self._done % self.period == 0 or self._done >= self.max_iter:
+    def _save(self, iteration: int, name: str | None) -> None:
+        if name is None and (self._done % self.period == 0 or self._done >= self.max_iter):
             self.step(iteration)
         else:
-            self.checkpointer.save(f"{self.file_prefix}_{iteration:07d}", iteration=iteration)
+            self.checkpointer.save(name or f"{self.file_prefix}_{iteration:07d}", iteration=iteration)
 
     def _earlier_files(self, start: int) -> list[str]:
         """Numbered checkpoints of what came before this process, the oldest first."""
@@ -139,6 +146,8 @@ class RunCheckpoints(hooks.PeriodicCheckpointer):
 
     def state_dict(self) -> Mapping[str, Any]:
         """Of several ranks only when this hook saves, which has asked the others."""
+        if self._done == self.trainer.start_iter and self.run_state.resumed is not None:
+            return self.run_state.of_run(self.run_state.resumed)  # the first batch was read, but not trained on
         if comm.get_world_size() == 1:
             return self.run_state.of_run([self.run_state.of_rank()])
         if self._gathered is None or self._gathered[0] != self.trainer.iter:

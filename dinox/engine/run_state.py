@@ -71,6 +71,11 @@ class RunState:
         return {"ranks": list(ranks), **shared}
 
     @property
+    def resumed(self) -> list[dict[str, Any]] | None:
+        """The states of the ranks that the run was resumed with; None if there were none."""
+        return None if self._resumed is None else self._resumed["ranks"]
+
+    @property
     def lost_workers(self) -> bool:
         """Did training end because the next batch did not come?"""
         return getattr(self._loader, "lost_workers", False)

@@ -26,6 +26,7 @@ from dinox.engine.logs import RunLog
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import check_accumulation
 from dinox.engine.non_finite import check_non_finite
+from dinox.engine.options import check_options
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def check_settings(cfg: DictConfig) -> None:
     if batch is not None:
         check_accumulation(cfg.train.get("accumulation_steps") or 1, batch // processes)
     LRScaling.of(cfg)
+    check_options(cfg)
 
 
 def resolve_device(configured: str, *, requested: str | None = None, setting: str = "train.device") -> torch.device:
@@ -139,14 +141,20 @@ def locked_output_folder(folder: str | os.PathLike, *, setting: str = "train.out
             os.close(lock)
 
 
-def check_space(folder: str | os.PathLike, model: nn.Module, *, setting: str = "train.output_dir") -> None:
-    """Raises ValueError if there is not enough for one checkpoint: weights and, as in Adam, two averages of each."""
+def check_space(
+    folder: str | os.PathLike, model: nn.Module, *, copies: int = 0, setting: str = "train.output_dir"
+) -> None:
+    """Raises ValueError if there is not enough for one checkpoint: weights and, as in Adam, two averages of each.
+
+    copies: of the weights, that are written beside (see ``copies_of_weights``).
+    """
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    needed = weights + 2 * sum(each.nbytes for each in model.parameters() if each.requires_grad)
+    needed = (1 + copies) * weights + 2 * sum(each.nbytes for each in model.parameters() if each.requires_grad)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"{setting}={folder}: {free / 1e9:.1f} GB are free, and a checkpoint takes about {needed / 1e9:.1f} GB. "
+            f"{setting}={folder}: {free / 1e9:.1f} GB are free, and a checkpoint"
+            f"{' with the weights written beside it' if copies else ''} takes about {needed / 1e9:.1f} GB. "
             f"Make room, or give another {setting}"
         )
 

@@ -25,6 +25,13 @@ class TrainingStopped(SystemExit):
         self.message = f"stopped by {signal.Signals(number).name}{after}; --resume continues"
 
 
+class StoppedEarly(SystemExit):
+    """Training ended before its last iteration, as it was asked to; all is saved. No error: ``code`` is 0."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
 class StopSignals:
     """Between ``install`` and ``remove``, a first signal is noted, and a second one does what it would have done.
 
@@ -70,6 +77,8 @@ class StopSignals:
         Unless there are other ranks, which would wait."""
         self._at_once = self._group is None
         try:
+            if self._at_once and self._received is not None:
+                raise TrainingStopped(self._received)
             yield
         finally:
             self._at_once = False

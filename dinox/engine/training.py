@@ -6,8 +6,9 @@ Both functions check all that can be checked first; only then is the output fold
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
@@ -19,17 +20,18 @@ from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
-from dinox.checkpoint import CheckpointDescription, describe, read_description
-from dinox.checkpoint.description import differences
+from dinox.checkpoint import describe, read_description
 from dinox.checkpoint.loading import Checkpointer, load_weights
+from dinox.checkpoint.reading import EMA
+from dinox.checkpoint.run_files import BEST
 from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data, dataset_names
-from dinox.data.class_numbering import number_like_checkpoint
 from dinox.data.conversions import conversions_counted
-from dinox.data.errors import DataError
-from dinox.data.problems import listed
 from dinox.data.skipping import SkippingLoader
 from dinox.data.workers import explained_losses_of_test_workers
+from dinox.engine.averaging import AveragedState, WeightAverage
+from dinox.engine.checkpoint_and_config import number_classes_like, warn_of_another_model
+from dinox.engine.evaluations import Evaluations, Goals, check_metrics, copies_of_weights
 from dinox.engine.logs import Console, RunLog
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.matching import MatchingMetricsHook
@@ -45,6 +47,7 @@ from dinox.engine.setup import (
     resolve_device,
     seed_everything,
 )
+from dinox.engine.stopping import StoppedEarly
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
@@ -52,8 +55,6 @@ from dinox.evaluation.matching import GroundTruthImages
 from dinox.modeling import drop_training_parts
 
 logger = logging.getLogger(__name__)
-
-_ONLY_IN_TRAINING = ("model.criterion.", "model.query_groups.denoising.", "model.device")
 
 Results = dict[str, float]
 Evaluation = Callable[[nn.Module], Results]
@@ -86,16 +87,21 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
         resolved = resolve_device(cfg.train.device, requested=device)
         _check_data_once(cfg, training=True)
         evaluation = _prepare_evaluation(cfg) if "evaluator" in cfg.dataloader else None
+        check_metrics(cfg, evaluation)
         seed = seed_everything(cfg.train.get("seed", -1))
         run = _TrainingRun(cfg, device=resolved, resume=resume, evaluation=evaluation, seed=seed)
+        if run.evaluations.has_ended:
+            run.close()
+            logger.info("Nothing to do, the run ended early: %s", run.evaluations.why_ended())
+            return run.results
         # Nothing is left that can be checked.
         with opened_output_folder(cfg.train.output_dir, cfg=cfg, log=log) as output_dir, closing(run):
-            check_space(output_dir, run.model)
+            check_space(output_dir, run.model, copies=copies_of_weights(cfg))
             logger.debug("Model:\n%s", run.model)
             logger.info("Training from iteration %d to %d", run.start, cfg.train.max_iter)
             logger.info("%s on %d x %s; output: %s", run.precision, comm.get_world_size(), resolved.type, output_dir)
             run.register_writers()
-            with run.checkpoints.explained_losses_of_workers():
+            with run.checkpoints.explained_losses_of_workers(), suppress(StoppedEarly):
                 run.trainer.train(run.start, cfg.train.max_iter)
             run.report_skipped_images()
         return run.results
@@ -125,11 +131,11 @@ def evaluate(
         evaluation = _prepare_evaluation(cfg)
         seed_everything(cfg.train.get("seed", -1))
         model = instantiate(cfg.model).to(resolved)
-        load_weights(model, weights, purpose="evaluate")
+        load_weights(model, weights, purpose="evaluate", ema=cfg.train.get("use_ema_weights", True))
         drop_training_parts(model)
         description = read_description(weights)
-        _warn_of_another_model(description, cfg)
-        _number_classes_like(description, cfg)
+        warn_of_another_model(description, cfg)
+        number_classes_like(description, cfg)
         with explained_losses_of_test_workers():
             return evaluation(model if wrapper is None else wrapper(model=model))
 
@@ -175,7 +181,6 @@ class _TrainingRun:
             ),
         )
         self.checkpointer.add_checkpointable("trainer", self.trainer)
-        self.results: Results = {}
         self._evaluation = evaluation
         self.trainer.register_hooks(self._make_hooks())  # before resuming: their state is in the checkpoint
         self.start = self._resume() if resuming else 0
@@ -199,7 +204,8 @@ class _TrainingRun:
         if self.cfg.train.init_checkpoint:
             purpose = "partial" if self.cfg.train.get("allow_partial") else "train"
             classes = self.checkpointer.description.get("class_names")
-            load_weights(self.model, self.cfg.train.init_checkpoint, purpose=purpose, class_names=classes)
+            ema = self.cfg.train.get("use_ema_weights", True)
+            load_weights(self.model, self.cfg.train.init_checkpoint, purpose=purpose, class_names=classes, ema=ema)
         return False
 
     def _resume(self) -> int:
@@ -220,12 +226,25 @@ class _TrainingRun:
     def _make_hooks(self) -> list[HookBase | None]:
         train = self.cfg.train
         self.checkpoints = RunCheckpoints(self.checkpointer, run_state=self.run_state, **train.checkpointer)
+        average = WeightAverage.of(self.cfg, model=self.model, optimizer=self.trainer.optimizer)
+        if average is not None:
+            self.checkpointer.add_checkpointable(EMA, AveragedState(average))
+        self.evaluations = Evaluations(
+            train.eval_period,
+            self._evaluate,
+            checkpoints=self.checkpoints,
+            folder=train.output_dir,
+            goals=None if self._evaluation is None else Goals.of(self.cfg),
+            average=average,
+        )
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
-            self._make_matching_hook(),  # before the checkpoint is written, which shall hold its state
+            # Before the checkpoint is written, which shall hold their states.
+            average,
+            self._make_matching_hook(),
             self.checkpoints,
-            hooks.EvalHook(train.eval_period, self._evaluate),
+            self.evaluations,
             RunClock(epochs_per_iteration=_epochs_per_iteration(self.cfg)),
         ]
 
@@ -256,49 +275,17 @@ class _TrainingRun:
         if close is not None:
             close()
 
+    @property
+    def results(self) -> Results:
+        return self.evaluations.results
+
     def _evaluate(self) -> Results:
-        if self._evaluation is not None:
-            with self.checkpoints.interruptible():
-                self.results = self._evaluation(self.trainer.model)
-        return self.results
+        return {} if self._evaluation is None else self._evaluation(self.trainer.model)
 
 
 def _epochs_per_iteration(cfg: DictConfig) -> float | None:
     images = [OmegaConf.select(cfg, key) for key in ("dataloader.train.total_batch_size", "schedule.images_per_epoch")]
     return None if None in images else images[0] / images[1]
-
-
-def _warn_of_another_model(description: CheckpointDescription, cfg: DictConfig) -> None:
-    """Weights that fit say nothing of a temperature or a number of detections, which change the metrics."""
-    found = [x for x in differences(description, cfg) if not x.key.startswith(_ONLY_IN_TRAINING)]
-    if found:
-        logger.warning(
-            "The config is not that of %s, which may change the metrics:\n  %s\nIf it was not meant so, set the "
-            "checkpoint's values, or evaluate with the config that it was trained or converted with",
-            description.origin,
-            "\n  ".join(map(str, found)),
-        )
-
-
-def _number_classes_like(description: CheckpointDescription, cfg: DictConfig) -> None:
-    """The data may number its classes otherwise than the data that the checkpoint was trained on."""
-    if description.class_names is not None:
-        for name in dataset_names(cfg.dataloader.test):
-            _check_numbers_of_known(name, description, cfg)
-            number_like_checkpoint(name, description.class_names, checkpoint=description.origin)
-
-
-def _check_numbers_of_known(dataset: str, description: CheckpointDescription, cfg: DictConfig) -> None:
-    """What the loader tells the model of an image has the numbers that its dataset had when it was loaded."""
-    told = [key for key in ("known_objects", "known_labels") if OmegaConf.select(cfg.dataloader.test, f"mapper.{key}")]
-    names = MetadataCatalog.get(dataset).get("thing_classes")
-    if told and names is not None and list(names) != list(description.class_names):
-        raise DataError(
-            f"dataloader.test.mapper.{told[0]}: the model would be told other classes, since {description.origin} "
-            f"numbers them {listed(description.class_names, total=len(description.class_names))}, and dataset "
-            f"{dataset!r} {listed(names, total=len(names))}. Give the 'categories' of its json the checkpoint's order, "
-            "or set dataloader.test.dataset.numbered_like to the dataset that was trained on"
-        )
 
 
 def _class_names(cfg: DictConfig) -> list[str] | None:
@@ -321,7 +308,7 @@ def _require(cfg: DictConfig, *keys: str) -> None:
 
 
 def _check_no_checkpoints(output_dir: str) -> None:
-    if Checkpointer(nn.Module(), output_dir).has_checkpoint():
+    if Checkpointer(nn.Module(), output_dir).has_checkpoint() or (Path(output_dir) / f"{BEST}.pth").exists():
         raise ValueError(
             f"train.output_dir={output_dir} holds checkpoints of an earlier run: resume it (--resume), or give another "
             "train.output_dir"

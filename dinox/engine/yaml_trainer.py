@@ -4,7 +4,8 @@ import contextlib
 import logging
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
@@ -21,16 +23,20 @@ from omegaconf import DictConfig
 from torch import nn
 
 from dinox.checkpoint import Checkpointer, describe, load_weights
+from dinox.checkpoint.reading import EMA
 from dinox.config import ConfigError, lazy_config
 from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
+from dinox.engine.averaging import AveragedState, WeightAverage
+from dinox.engine.evaluations import Evaluations, Goals, copies_of_weights
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import MicroBatches
 from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
+from dinox.engine.stopping import StoppedEarly
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
@@ -63,7 +69,7 @@ class DinoxTrainer(DefaultTrainer):
         with _logging_as_detectron2():
             self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
             self.max_iter = cfg.SOLVER.MAX_ITER
-            lazy = lazy_config(cfg)
+            self._lazy = lazy = lazy_config(cfg)
             check_settings(lazy)
             check_output_folder_is_free(cfg.OUTPUT_DIR, setting="OUTPUT_DIR")
             if comm.is_main_process():
@@ -159,17 +165,27 @@ class DinoxTrainer(DefaultTrainer):
         before, after = built[:place], [hook for hook in built[place:] if not isinstance(hook, ours)]
         return [*before, *self._checkpoints_and_evaluation(), *after]
 
-    def _checkpoints_and_evaluation(self) -> tuple[HookBase, HookBase]:
-        self._checkpoints = checkpoints = RunCheckpoints(
-            self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, run_state=self._run_state
+    def _checkpoints_and_evaluation(self) -> list[HookBase | None]:
+        cfg = self.cfg
+        average = WeightAverage.of(self._lazy, model=self.checkpointer.model, optimizer=self._trainer.optimizer)
+        if average is not None:
+            self.checkpointer.add_checkpointable(EMA, AveragedState(average))
+        self._checkpoints = RunCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, run_state=self._run_state)
+        self._evaluations = Evaluations(
+            cfg.TEST.EVAL_PERIOD,
+            lambda: self.test(cfg, self.model),
+            checkpoints=self._checkpoints,
+            folder=cfg.OUTPUT_DIR,
+            flatten=partial(_flatten, datasets=cfg.DATASETS.TEST),
+            goals=Goals.of(self._lazy) if cfg.DATASETS.TEST else None,
+            average=average,
         )
+        return [average, self._checkpoints, self._evaluations]
 
-        def evaluate() -> dict[str, Any]:
-            with checkpoints.interruptible():
-                self._last_eval_results = self.test(self.cfg, self.model)
-            return self._last_eval_results
-
-        return checkpoints, hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)
+    @property
+    def _last_eval_results(self) -> dict[str, Any]:
+        """DefaultTrainer's name."""
+        return self._evaluations.results
 
     # ----------------------------------------------------------------------------------------------------- what is done
 
@@ -179,12 +195,16 @@ class DinoxTrainer(DefaultTrainer):
         Raises ValueError if another process trains into ``OUTPUT_DIR``.
         """
         with _logging_as_detectron2(), locked_output_folder(self.cfg.OUTPUT_DIR, setting="OUTPUT_DIR"):
-            check_space(self.cfg.OUTPUT_DIR, self.model, setting="OUTPUT_DIR")
-            with self._checkpoints.explained_losses_of_workers():
+            if self._evaluations.has_ended:
+                logger.info("Nothing to do, the run ended early: %s", self._evaluations.why_ended())
+                return self._last_eval_results
+            copies = copies_of_weights(self._lazy)
+            check_space(self.cfg.OUTPUT_DIR, self.model, copies=copies, setting="OUTPUT_DIR")
+            with self._checkpoints.explained_losses_of_workers(), contextlib.suppress(StoppedEarly):
                 super().train()
             if isinstance(self.data_loader, SkippingLoader):
                 self.data_loader.summarise()
-        return getattr(self, "_last_eval_results", {})
+        return self._last_eval_results
 
     def run_step(self) -> None:
         self._trainer.iter, self._trainer.storage = self.iter, self.storage
@@ -219,7 +239,7 @@ class DinoxTrainer(DefaultTrainer):
                 f"no weights to evaluate: give MODEL.WEIGHTS, or resume what OUTPUT_DIR={cfg.OUTPUT_DIR} holds"
             )
         with _logging_as_detectron2():
-            load_weights(model, weights, purpose="evaluate")
+            load_weights(model, weights, purpose="evaluate", ema=lazy_config(cfg).train.get("use_ema_weights", True))
         drop_training_parts(model)
         return cls.test(cfg, model)
 
@@ -244,7 +264,8 @@ class DinoxTrainer(DefaultTrainer):
                     self._set_schedule(self.start_iter)
             elif self.cfg.MODEL.WEIGHTS:
                 classes = self.checkpointer.description.get("class_names")
-                load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, class_names=classes)
+                ema = self._lazy.train.get("use_ema_weights", True)
+                load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, class_names=classes, ema=ema)
 
     def _set_schedule(self, iteration: int) -> None:
         self.scheduler.last_epoch = iteration
@@ -270,6 +291,12 @@ def _tested_on(cfg: CfgNode, dataset_name: str) -> DictConfig:
     lazy = lazy_config(cfg)
     lazy.dataloader.test.dataset.names = dataset_name
     return lazy
+
+
+def _flatten(results: dict[str, Any], *, datasets: Sequence[str]) -> dict[str, float]:
+    """``bbox/AP`` and so on; of several datasets under the datasets' names, and those of the first one without, too."""
+    first = results.get(datasets[0], {}) if len(datasets) > 1 else {}
+    return {**flatten_results_dict(results), **flatten_results_dict(first)}
 
 
 def _by_task(metrics: dict[str, float]) -> dict[str, dict[str, float]]:

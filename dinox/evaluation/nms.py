@@ -37,6 +37,10 @@ class WithAndWithoutNMS(DatasetEvaluator):
         self._metadata = getattr(evaluator, "_metadata", None)  # of the dataset, as detectron2's evaluators have it
         self._own = _Waiting()
 
+    @property
+    def wrapped(self) -> DatasetEvaluator:
+        return self._evaluator
+
     def reset(self) -> None:
         self._evaluator.reset()
         self._own = _Waiting()

@@ -75,6 +75,7 @@ def load_detector(
     overrides: Sequence[str] = (),
     device: str | None = None,
     allow_targets: Sequence[str] = (),
+    ema: bool = True,
 ) -> Detector:
     """From a checkpoint; arguments as for ``Predictor``. Raises ConfigError and CheckpointError.
 
@@ -90,7 +91,7 @@ def load_detector(
     resize = _resize_of(cfg, origin)
     model = build_model(cfg, origin=origin)
     if weights is not None:
-        load_weights(model, weights, purpose="evaluate")
+        load_weights(model, weights, purpose="evaluate", ema=ema)
     drop_training_parts(model)
     names = _class_names(cfg, description)
     if getattr(model, "class_names", names) is None:  # what is known of an image can be said by name

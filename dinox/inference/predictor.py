@@ -60,6 +60,7 @@ class Predictor:
         trust_program: read a ``.pt2``, which can run code when it is loaded.
         wrapper: makes what detects of ``model=...``, for instance with test-time augmentation
             ``partial(AugmentedDetector, views=make_views((1, 0.8)))``; not for exported models.
+        ema: of a checkpoint that holds both, take the averaged weights; False: those of the last step.
 
     Raises ValueError (ConfigError, CheckpointError) with one line that says what is wrong and what to do.
     """
@@ -81,6 +82,7 @@ class Predictor:
         allow_targets: Sequence[str] = (),
         trust_program: bool = False,
         wrapper: Callable[..., nn.Module] | None = None,
+        ema: bool = True,
     ):
         _check_number("score_threshold", score_threshold, 0, 1)
         _check_number("tile_overlap", tile_overlap, 0, 0.9)
@@ -106,6 +108,7 @@ class Predictor:
             allow_targets=allow_targets,
             trust_program=trust_program,
             wrapper=wrapper,
+            ema=ema,
         )
         self._kept_classes = _class_indices(classes, self.class_names)
 
@@ -239,12 +242,18 @@ def _load(
     allow_targets: Sequence[str],
     trust_program: bool,
     wrapper: Callable[..., nn.Module] | None,
+    ema: bool,
 ) -> Detector:
     if Path(weights).suffix.lower() not in EXPORTED:
         detector = load_detector(
-            weights, config=config, overrides=overrides, device=device, allow_targets=allow_targets
+            weights, config=config, overrides=overrides, device=device, allow_targets=allow_targets, ema=ema
         )
         return detector if wrapper is None else replace(detector, model=wrapper(model=detector.model).eval())
+    if not ema:
+        raise ValueError(
+            f"{weights} is an exported model, which holds one set of weights: leave out --no-ema (ema=False), and give "
+            "it when you export"
+        )
     if wrapper is not None:
         raise ValueError(
             f"{weights} is an exported model, made for images of its own size: test-time augmentation needs a "

@@ -73,5 +73,6 @@ def get(name: str, trained: bool = False, device: str | None = None) -> torch.nn
     if device is not None:
         model = model.to(device)
     if "train" in cfg and cfg.train.get("init_checkpoint"):
-        load_weights(model, cfg.train.init_checkpoint, purpose="evaluate" if trained else "train")
+        purpose, ema = "evaluate" if trained else "train", cfg.train.get("use_ema_weights", True)
+        load_weights(model, cfg.train.init_checkpoint, purpose=purpose, ema=ema)
     return model

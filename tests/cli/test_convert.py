@@ -152,6 +152,18 @@ def test_averaged_weights(dinox, tmp_path):
     assert read_checkpoint(str(tmp_path / "dinox.pth"))["model"]["heads.class_heads.0.bias"][0] == 2
 
 
+def test_averaged_weights_of_our_own_files_are_taken_unless_asked_otherwise(dinox, tmp_path):
+    weights = build().state_dict()
+    averages = {name: tensor + 1 for name, tensor in weights.items()}
+    torch.save({"model": weights, "ema": averages}, tmp_path / "run.pth")
+    for option, entry, added in ((), "ema", 1), (("--no-ema",), "model", 0), (("--ema",), "ema", 1):
+        output = tmp_path / f"{len(option)}{entry}.pth"
+        code, out, _ = dinox("convert", tmp_path / "run.pth", output, "--from", "dinox", *CONFIG, *option)
+        assert code == 0 and f"its entry '{entry}'" in out
+        bias = read_checkpoint(str(output))["model"]["heads.class_heads.0.bias"]
+        assert torch.equal(bias, weights["heads.class_heads.0.bias"] + added)
+
+
 # ------------------------------------------------------------------------------------------------------- certificates
 
 

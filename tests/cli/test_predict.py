@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from dinox import Predictor
@@ -258,3 +259,24 @@ def test_it_runs_as_a_program(place):
     assert done.returncode == 0, done.stderr
     assert "3 images, 3 detections" in done.stdout
     assert "it/s" not in done.stderr
+
+
+def test_the_averaged_weights_detect_unless_asked_otherwise(predict, place):
+    file = place / "model.pth"
+    content = torch.load(file, weights_only=True)
+    content["ema"] = {name: tensor.clone() for name, tensor in content["model"].items()}
+    for tensor in content["model"].values():
+        tensor.zero_()
+    torch.save(content, file)
+    found = {ema: Predictor(str(file), allow_targets=["tests.inference.marker"], ema=ema) for ema in (True, False)}
+    assert found[True].detector.model.weight.tolist() == [1, 1]
+    assert found[False].detector.model.weight.tolist() == [0, 0]
+    code, _, err = predict("photos", "--no-ema")
+    assert (code, err) == (0, "")
+
+
+def test_an_exported_model_has_one_set_of_weights(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"model\.onnx is an exported model, which holds one set .* leave out --no-ema"
+    ):
+        Predictor(str(tmp_path / "model.onnx"), ema=False)

@@ -197,6 +197,22 @@ def test_row_35_stopped_twice_and_in_fp16(tmp_path, stop_in):
     assert_same(final(cfg), final(whole))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_row_35_the_averaged_weights_go_on_with_their_warm_up(tmp_path, stop_in, uninterrupted, workers):
+    ema = ["train.ema={enabled:true,decay:0.9,warmup:3}", f"dataloader.train.num_workers={workers}"]
+    cfg, whole = (mixed_cfg(tmp_path / name, overrides=ema) for name in ("run", "whole"))
+    train(whole, console="off")
+    for iteration in (1, 4):
+        stop_in(iteration)
+        with pytest.raises(TrainingStopped):
+            train(cfg, resume=True, console="off")
+    train(cfg, resume=True, console="off")
+    assert_same(final(cfg), final(whole))
+    assert final(cfg)["trainer"]["hooks"]["WeightAverage"] == {"steps": STEPS}
+    assert_same(final(cfg)["model"], uninterrupted("grouped")["model"])  # averaging changes nothing in training
+    assert not torch.equal(final(cfg)["ema"]["class_head.weight"], final(cfg)["model"]["class_head.weight"])
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_row_35_with_denoising_and_without_a_seed(tmp_path, stop_in, parts):
     """The seed that was drawn is that of the resumed run; a step is saved when all of its parts are done."""
@@ -221,7 +237,7 @@ def test_row_35_evaluation_draws_nothing_from_the_numbers_of_training(tmp_path, 
     evaluating.train.eval_period = 2
     for each in (cfg, evaluating):
         train(each, console="off")
-    assert_same(final(cfg), final(evaluating))
+    assert_same(final(cfg), final(evaluating), besides=("RunClock", "settings", "Evaluations"))
 
 
 def train_on_a_rank(rank, port, cfg, resume, stopped):

@@ -295,6 +295,27 @@ def test_resuming_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     assert before[0]["data"] == after[0]["data"]
 
 
+def test_averages_the_best_checkpoint_and_an_early_end_are_those_of_the_overrides(tmp_path, capfd):
+    """After two steps nothing is detected yet, and no better after four: the last two of six are not made."""
+    stopping = "train.early_stopping={enabled: true, patience: 1, metric: bbox/AP75, min_delta: 100.0}"
+    cfg = make_cfg(
+        tmp_path / "run",
+        *("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 2),
+        overrides=["train.ema={enabled: true, decay: 0.9, warmup: 3}", stopping],
+    )
+    _, results = train(DinoxTrainer, cfg)
+    final = checkpoint(cfg)
+    assert final["iteration"] == 3 and {"AP", "AP75"} <= results["bbox"].keys()
+    assert final["ema"].keys() == final["model"].keys()
+    assert final["trainer"]["hooks"]["WeightAverage"] == {"steps": 4}
+    assert checkpoint(cfg, "model_best.pth")["best"]["metric"] == "bbox/AP"
+    again = train(DinoxTrainer, cfg, resume=True)[1]
+    assert again["bbox"] == pytest.approx(results["bbox"], nan_ok=True, abs=0)  # without small objects APs is NaN
+    cfg.MODEL.DINOX.OVERRIDES = [*cfg.MODEL.DINOX.OVERRIDES, "train.ema.decai=0.5"]
+    with pytest.raises(ConfigError, match=r"Did you mean 'train\.ema\.decay'"):
+        DinoxTrainer(cfg)
+
+
 def test_sigterm_finishes_the_step_saves_and_exits(tmp_path):
     trainer = DinoxTrainer(make_cfg(tmp_path / "run", "SOLVER.CHECKPOINT_PERIOD", 100))
     run_step = trainer.run_step

@@ -92,6 +92,7 @@ def analyze_collaboration(
     num_images: int | None = None,
     num_pictures: int = 0,
     seed: int = 0,
+    ema: bool = True,
 ) -> CollaborationReport:
     """Run every model on the test images of its config, one image at a time, with progress bars.
 
@@ -100,6 +101,7 @@ def analyze_collaboration(
         num_images: so many, evenly spread over the test set; None: all.
         num_pictures: images whose maps are kept to be drawn, evenly spread over those with objects.
         seed: of what heads sample at random; an image has the same samples in every run.
+        ema: of checkpoints that hold both, take the averaged weights, not those of the last step.
 
     Raises ValueError (of various kinds) for a config, a dataset or a checkpoint that does not fit.
     """
@@ -111,7 +113,7 @@ def analyze_collaboration(
         if first is None:
             first, drawn = images, _evenly(images, num_pictures)
         _check_same_images(first, images, models[0], model)
-        missing = _load(built, model)
+        missing = _load(built, model, ema=ema)
         prepare(built.to(device))
         analyzed.append(_measure(model, built, images, drawn, seed, missing))
         del built
@@ -148,9 +150,9 @@ def _check_same_images(
         )
 
 
-def _load(built: nn.Module, model: NamedModel) -> list[str]:
+def _load(built: nn.Module, model: NamedModel, *, ema: bool) -> list[str]:
     """Returns notes. Heads that the file has no weights for say nothing of the model: they are left out."""
-    report = load_weights(built, model.checkpoint, purpose="evaluate")
+    report = load_weights(built, model.checkpoint, purpose="evaluate", ema=ema)
     if any(name.startswith("auxiliary_heads.") for name in report.training_only):
         built.auxiliary_heads = None
         return ["The checkpoint has no weights of its auxiliary heads: they are left out."]

@@ -96,7 +96,7 @@ def convert_file(
     fixed: Sequence[str] = (),
     category_ids: Sequence[int] | None = None,
     training_parts: TrainingParts = "keep",
-    ema: bool = False,
+    ema: bool | None = None,
     partial: bool = False,
     overwrite: bool = False,
     certify_with: str | None = None,
@@ -115,7 +115,8 @@ def convert_file(
         target: "dinox", "detrex", "stable-dino" or "co-detr".
         training_parts: see ``convert``; if they are dropped, ``cfg`` is left without them too.
         fixed: keys of ``cfg`` to leave as they are.
-        ema: take the averaged weights in the file.
+        ema: take the averaged weights in the file, or those of the last step. None: the averaged ones of dinox's own
+            files, and those of the last step of others.
         partial: write what fits, though the model needs more or the file holds more.
         overwrite: replace what is at ``output`` and ``dump``.
         certify_with: a dump of the original's outputs; the model has to agree within ``tolerance`` (see
@@ -200,7 +201,7 @@ def _read_file(
     source: str | None,
     category_ids: Sequence[int] | None,
     training_parts: TrainingParts,
-    ema: bool,
+    ema: bool | None,
 ) -> _File:
     local = local_file(path)
     checkpoint = read_checkpoint(local.path, trusted=local.verified)
