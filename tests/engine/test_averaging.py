@@ -237,6 +237,12 @@ def test_evaluation_sees_the_average_and_training_goes_on_without_it(ema_cfg, ev
     assert same(without["model"], files[-1]["model"]) and "ema" not in without
 
 
+def test_a_batch_in_parts_is_one_step(ema_cfg, evaluated):
+    ema_cfg.train.accumulation_steps = 2
+    train(ema_cfg, console="off")
+    assert read(ema_cfg)["trainer"]["hooks"]["WeightAverage"] == {"steps": 6}
+
+
 def test_an_evaluation_that_a_signal_ends_leaves_the_weights_of_training(ema_cfg, evaluated, monkeypatch, tmp_path):
     ema_cfg.train.checkpointer.period = 100
     train(ema_cfg, console="off")
