@@ -237,6 +237,19 @@ def test_evaluation_sees_the_average_and_training_goes_on_without_it(ema_cfg, ev
     assert same(without["model"], files[-1]["model"]) and "ema" not in without
 
 
+def test_a_step_that_is_skipped_for_a_loss_that_is_not_finite_does_not_count(ema_cfg, evaluated, monkeypatch):
+    losses, calls = TinyDetector._losses, []
+
+    def infinite_once(self, *args):
+        calls.append(args)
+        return {name: loss * (math.inf if len(calls) == 3 else 1) for name, loss in losses(self, *args).items()}
+
+    monkeypatch.setattr(TinyDetector, "_losses", infinite_once)
+    ema_cfg.train.non_finite.most_skipped = 1
+    train(ema_cfg, console="off")
+    assert len(calls) >= 6 and read(ema_cfg)["trainer"]["hooks"]["WeightAverage"] == {"steps": 5}
+
+
 def test_a_batch_in_parts_is_one_step(ema_cfg, evaluated):
     ema_cfg.train.accumulation_steps = 2
     train(ema_cfg, console="off")
