@@ -2,6 +2,7 @@
 """Train or evaluate any config, as detectron2 users expect it. ``dinox train`` and ``dinox eval`` do the same.
 
 projects/train_net.py --config-file FILE [--eval-only] [--resume] [--num-gpus N] [--json FILE] [key=value ...]
+torchrun --nproc_per_node N projects/train_net.py --config-file FILE ...
 """
 
 import sys
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = default_argument_parser(epilog=__doc__)
     add_config_safety_arguments(parser)
     add_common_arguments(parser)
+    parser.set_defaults(dist_url="auto")  # any free port, instead of one per user
     args = parser.parse_args(argv)
     args.overrides = args.opts
     return start(run_options(args, eval_only=args.eval_only))

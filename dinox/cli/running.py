@@ -1,13 +1,15 @@
 """What all commands share: error messages, exit codes, results as json."""
 
+import multiprocessing
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,11 +19,15 @@ from dinox.config import ConfigError, load_config
 from dinox.config.calls import innermost_evaluator, parameters
 from dinox.data import DataError
 from dinox.engine import evaluate, train
-from dinox.engine.launching import check_launch, launch
+from dinox.engine.launching import ProcessFailed, check_launch, launch
+from dinox.engine.peers import Failure, Peers, is_lost_connection
+from dinox.engine.places import Place, check_no_contradiction, find_place
+from dinox.engine.process_group import joined, timeout_of
 from dinox.engine.stopping import TrainingStopped
 from dinox.utils.json_files import write_json
 
 DEBUG_VARIABLE = "DINOX_DEBUG"
+UNEXPECTED_ERROR = 1
 USER_ERROR = 2
 INTERRUPTED = 130
 
@@ -29,27 +35,53 @@ EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 """What dinox raises for mistakes in configs, data, checkpoints and paths, and for training that diverges."""
 
 
-def guarded(work: Callable[[], int | None], *, debug: bool = False) -> int:
+def guarded(work: Callable[[], int | None], *, debug: bool = False, peers: Peers | None = None) -> int:
     """Do the work and return the exit code. An error that a user can mend becomes one line on stderr.
 
     Training that SIGTERM or Ctrl-C stopped gives 143 or 130, with a checkpoint; Ctrl-C in other work 130.
 
     All others keep their traceback, and with ``debug`` or the environment variable DINOX_DEBUG every error does.
+
+    ``peers``: of one of several processes. They are told of errors, and where an error comes of losing another process,
+    the line says what happened to that one.
     """
     _print_any_file_name()
     try:
         return work() or 0
     except TrainingStopped as stopped:
-        print(f"dinox: {stopped.message}", file=sys.stderr)
+        if peers is None or peers.rank == 0:
+            print(f"dinox: {stopped.message}", file=sys.stderr)
         return stopped.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if peers is not None:
+            peers.first_failure(error, "interrupted", code=INTERRUPTED)
         print("dinox: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except EXPECTED_ERRORS as error:
-        if debug or os.environ.get(DEBUG_VARIABLE):
+    except ProcessFailed as failed:
+        print(f"dinox: error: {failed}", file=sys.stderr)
+        return failed.code
+    except Exception as error:
+        is_expected = isinstance(error, EXPECTED_ERRORS)
+        code = USER_ERROR if is_expected else UNEXPECTED_ERROR
+        first = None if peers is None else peers.first_failure(error, _one_line(error), code=code)
+        is_shown = is_expected or (first is not None and is_lost_connection(error))
+        if debug or os.environ.get(DEBUG_VARIABLE) or not is_shown:
             raise
-        print(f"dinox: error: {_one_line(error)}", file=sys.stderr)
-        return USER_ERROR
+        for line in _lines(error, first, peers):
+            print(f"dinox: {line}", file=sys.stderr)
+        return code
+
+
+def _lines(error: Exception, first: Failure | None, peers: Peers | None) -> list[str]:
+    """What to print of an error, the first failure of all processes last. Errors that all of them have come once."""
+    own = _one_line(error)
+    if first is None:
+        return [f"error: {own}"]
+    if first.rank == peers.rank:
+        return [f"error: rank {first.rank}: {first.message}"]
+    if is_lost_connection(error):
+        return [f"rank {peers.rank} ends, since another one failed. {first}"]
+    return [] if own == first.message else [f"error: rank {peers.rank}: {own}", f"the first failure was {first}"]
 
 
 def _print_any_file_name() -> None:
@@ -121,33 +153,61 @@ def _launch(options: RunOptions) -> int:
         raise ValueError(f"expected key=value, got {flags[0]!r}: options come before the first override")
     check_json_target(options.json_file)
     options.tta.wrapper()
-    check_launch(
-        num_gpus=options.num_gpus,
-        num_machines=options.num_machines,
-        machine_rank=options.machine_rank,
-        dist_url=options.dist_url,
-    )
+    place = find_place()
+    launching = {
+        "num_gpus": options.num_gpus,
+        "num_machines": options.num_machines,
+        "machine_rank": options.machine_rank,
+        "dist_url": options.dist_url,
+    }
+    if place is not None:
+        check_no_contradiction(place, **launching)
+        return _run_rank(options, place)
+    check_launch(**launching)
     cfg = _load_config(options)  # mistakes show before processes are started
+    timeout = timeout_of(cfg)
     if options.num_gpus * options.num_machines <= 1:
         _train_or_evaluate(options, cfg)
         return 0
     return launch(
-        _run_rank,
+        _run_launched,
         options,
-        num_gpus=options.num_gpus,
+        num_processes=options.num_gpus,
         num_machines=options.num_machines,
         machine_rank=options.machine_rank,
         dist_url=options.dist_url,
+        timeout=timeout,
     )
 
 
-def _run_rank(options: RunOptions) -> int:
+def _run_launched(options: RunOptions) -> int:
     """One process of several. It is a fresh one, in which the config's code has not run yet."""
+    return guarded(lambda: _run_rank(options, find_place()), debug=options.debug)
 
-    def work() -> None:
-        _train_or_evaluate(options, _load_config(options))
 
-    return guarded(work, debug=options.debug)
+def _run_rank(options: RunOptions, place: Place) -> int:
+    """What goes wrong before the processes have found each other shows on each of them."""
+    cfg = _load_config(options)
+    with joined(place, device_type=_device_type(options, cfg), timeout=timeout_of(cfg)) as peers:
+        code = guarded(lambda: _train_or_evaluate(options, cfg), debug=options.debug, peers=peers)
+        if peers.failed:
+            _leave(code)
+    return code
+
+
+def _leave(code: int) -> NoReturn:
+    """After an error of one of several processes: tidying up would wait for the others."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
+
+
+def _device_type(options: RunOptions, cfg: DictConfig) -> str:
+    """What the processes have in common before they are a group; ``_requested_device`` says the rest."""
+    on_cpu = options.num_gpus == 0 or cfg.train.device == "cpu" or not torch.cuda.is_available()
+    return "cpu" if on_cpu else "cuda"
 
 
 def _load_config(options: RunOptions) -> DictConfig:

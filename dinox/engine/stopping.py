@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,13 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+EXIT_CODES = tuple(128 + number for number in SIGNALS)
+"""Of processes that a signal stopped after their step."""
+
+
+_SAME = 2.0
+"""Seconds: of several processes, each may get one Ctrl-C twice, from the terminal and from what started it."""
 
 
 class TrainingStopped(SystemExit):
@@ -41,6 +49,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._received_at = 0.0
         self._before: dict[int, Any] = {}
         self._group: dist.ProcessGroup | None = None
         self._at_once = False
@@ -85,10 +94,12 @@ class StopSignals:
 
     def _note(self, number: int, frame: Any) -> None:
         if self._received is not None:
+            if self._group is not None and time.monotonic() - self._received_at < _SAME:
+                return
             self.remove()
             signal.raise_signal(number)
             return
-        self._received = number
+        self._received, self._received_at = number, time.monotonic()
         # Where the workers got the signal too, torch would raise in the midst of the step. What they have read ahead
         # may be enough to finish it; else it raises when the next batch does not come.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+import torch.distributed as dist
 
 _TORCH = tuple(int(part) for part in torch.__version__.partition("+")[0].split(".")[:2])
 
@@ -218,7 +220,7 @@ def api_differences() -> list[ApiDifference]:
         ApiDifference(
             "launch() without GPUs",
             mentions(sys.modules["detectron2.engine.launch"], "gloo"),
-            "one process on the CPU; several need GPUs",
+            "dinox starts processes by torch.distributed",
         ),
         ApiDifference(
             "COCOEvaluator caches its json", takes(COCOEvaluator.__init__, "allow_cached_coco"), "it is read each time"
@@ -229,6 +231,42 @@ def api_differences() -> list[ApiDifference]:
             "COCO evaluation by pycocotools; dinox uses no other part of it",
         ),
     ]
+
+
+# ------------------------------------------------------------------------------------------ detectron2: process groups
+
+
+def set_local_processes(machines: Sequence[Sequence[int]], *, timeout: timedelta) -> None:
+    """Tell detectron2 which ranks share a machine, where its own ``launch`` did not start them.
+
+    To be called by all ranks with the same ``machines``: the ranks on each of them.
+    """
+    from detectron2.utils import comm
+
+    size = len(machines[0])
+    blocks = [list(range(i * size, (i + 1) * size)) for i in range(len(machines))]
+    create = getattr(comm, "create_local_process_group", None)  # of main, which knows blocks of one size only
+    if create is not None and [list(ranks) for ranks in machines] == blocks:
+        create(size)
+        return
+    for ranks in machines:
+        group = dist.new_group(list(ranks), timeout=timeout)  # by all ranks, also those outside
+        if dist.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def forget_local_processes() -> None:
+    """After the end of the process group."""
+    from detectron2.utils import comm
+
+    comm._LOCAL_PROCESS_GROUP = None
+
+
+def set_cpu_group(group: dist.ProcessGroup) -> None:
+    """The group of all ranks in which detectron2's ``comm`` gathers objects; it would make one without a timeout."""
+    from detectron2.utils import comm
+
+    comm._get_global_gloo_group = lambda: group
 
 
 def takes(function: Callable, argument: str) -> bool:

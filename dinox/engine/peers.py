@@ -1,0 +1,172 @@
+"""What the processes of one training know of each other's end, so that none waits for one that is gone.
+
+The first one that fails says why on a board that all of them watch. One that lost the connection to another looks there
+for the cause, and one that is stuck, in its own work or in waiting for the others, is ended.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import re
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+from torch.distributed import DistError, PrefixStore, TCPStore
+
+logger = logging.getLogger(__name__)
+
+GRACE = 10.0
+"""Seconds in which a process may end by itself when another one has failed: it may be writing a checkpoint."""
+
+_PERIOD = 0.5  # seconds from one look at the board to the next
+_PATIENCE = 2.0  # seconds for others to say what happened
+_REACHING = timedelta(seconds=30)  # the board
+_BOARD = "failure"
+
+_COMMUNICATION = re.compile(
+    r"gloo|nccl|Connection (closed|reset|refused)|Broken pipe|Timed out waiting|process group|TCPStore", re.IGNORECASE
+)
+"""In a RuntimeError of torch: it is the consequence of what happened elsewhere."""
+
+_TIMEOUT = re.compile(r"timed? ?out", re.IGNORECASE)
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """rank: of the process that failed. message: why, in one line. code: its exit code."""
+
+    rank: int
+    message: str
+    code: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}: {self.message}"
+
+
+class Peers:
+    """The board of one process. To be made by all of them, and closed when their work is done.
+
+    Args:
+        address, port: of the store that torch's process group has.
+        job: a text that tells this start from others that use the same store.
+        timeout: seconds after which a collective operation gives up; for messages.
+    """
+
+    def __init__(self, *, address: str, port: int, rank: int, world_size: int, job: str, timeout: float):
+        # A connection of its own: torch's may be waiting for something.
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_REACHING)
+        self._store = PrefixStore(f"dinox.{job}", store)
+        self.rank, self.world_size, self._timeout = rank, world_size, timeout
+        self._closed = threading.Event()
+        self.failed = False
+        """Did this process tell of an error? Then it has to end without waiting for the others."""
+        threading.Thread(target=self._watch, name="dinox-peers", daemon=True).start()
+
+    def close(self) -> None:
+        """All is well: nobody is watched any more."""
+        self._closed.set()
+
+    def first_failure(self, error: BaseException, message: str, *, code: int) -> Failure:
+        """The first failure of all processes: this one's ``error``, unless another one was before.
+
+        ``message``: the error's, in one line. Where the error comes of losing others, and none of them has said why, it
+        is about them.
+        """
+        self.failed = True
+        try:
+            if not is_lost_connection(error):
+                failure = self._post(Failure(self.rank, message, code))
+            else:
+                failure = self._wait_for_failure() or self._post(self._failure_of_silent_ones(error))
+        except (DistError, RuntimeError):  # the board is gone: it was the first process's, or torchrun's
+            failure = Failure(self.rank, f"{message} (the process that started first is gone)", code)
+        _tell_torchrun(failure)
+        return failure
+
+    def _post(self, failure: Failure) -> Failure:
+        """Write it unless there is one; returns the one that is there."""
+        return _read(self._store.compare_set(_BOARD, "", json.dumps(asdict(failure))))
+
+    def _wait_for_failure(self) -> Failure | None:
+        end = time.monotonic() + _PATIENCE
+        while not self._store.check([_BOARD]):
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.05)
+        return _read(self._store.get(_BOARD))
+
+    def _failure_of_silent_ones(self, error: BaseException) -> Failure:
+        """Who of the others did not notice that something is wrong."""
+        self._store.set(f"here/{self.rank}", "")
+        time.sleep(_PATIENCE)  # the others wait for the same, or lose their connections as well
+        silent = [rank for rank in range(self.world_size) if not self._store.check([f"here/{rank}"])]
+        who = f"rank {', '.join(map(str, silent))}" if silent else "another process"
+        if _TIMEOUT.search(str(error)):
+            return Failure(
+                silent[0] if silent else self.rank,
+                f"no answer from {who} within {self._timeout:g} s: it hangs, or takes longer than that for something "
+                "that others wait for. If it is only slow, raise train.timeout (seconds)",
+                1,
+            )
+        return Failure(
+            silent[0] if silent else self.rank,
+            f"lost the connection to {who}: it was killed, or its machine is gone. If memory ran out (the system's log "
+            "tells), take smaller batches or fewer dataloader.train.num_workers",
+            1,
+        )
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_PERIOD):
+            try:
+                failed = self._store.check([_BOARD])
+            except (DistError, RuntimeError):
+                failed = True
+            if failed:
+                break
+        if not self._closed.wait(GRACE):
+            self._end()
+
+    def _end(self) -> None:
+        """Nothing else is to be expected of the main thread: it waits for something that does not come."""
+        failure = None
+        try:
+            failure = _read(self._store.get(_BOARD)) if self._store.check([_BOARD]) else None
+        except (DistError, RuntimeError):
+            pass
+        if failure is None:
+            failure = Failure(self.rank, "the process that all others have to reach is gone", 1)
+        os.write(2, f"dinox: rank {self.rank} is ended: {failure}\n".encode())
+        _tell_torchrun(failure)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        sys.stdout.flush()
+        os._exit(1)
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Does the error say no more than that other processes do not answer?"""
+    if isinstance(error, DistError):
+        return True
+    return type(error) is RuntimeError and _COMMUNICATION.search(str(error)) is not None
+
+
+def _read(text: bytes) -> Failure:
+    return Failure(**json.loads(text))
+
+
+def _tell_torchrun(failure: Failure) -> None:
+    """torchrun shows the message in its last words."""
+    file = os.environ.get(_ERROR_FILE)
+    if not file:
+        return
+    details = {"py_callstack": str(failure), "timestamp": str(int(time.time()))}
+    try:
+        with open(file, "w") as stream:
+            json.dump({"message": {"message": str(failure), "extraInfo": details, "errorCode": failure.code}}, stream)
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", file, error.strerror)
