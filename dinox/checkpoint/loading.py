@@ -5,7 +5,8 @@ random numbers in silence. Here every load is counted, and too little is an erro
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from dinox.checkpoint.reading import (
 )
 from dinox.checkpoint.report import LoadReport, Purpose, make_report
 from dinox.checkpoint.tensor_files import ENTRY
+from dinox.utils.sharded_tensors import has_shards, sharded_like, whole_state
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class Checkpointer(DetectionCheckpointer):
     """What the files say about themselves, see ``dinox.checkpoint.describe``."""
 
     _their_names: Sequence[str] | None = None
+    _gathered: dict[str, Any] | None = None
+
     _written: str | None = None
     """The file that this object tagged."""
 
@@ -65,8 +69,9 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {"model": self.model.state_dict()}
-        content |= {key: part.state_dict() for key, part in self.checkpointables.items()}
+        if self._gathered is None:
+            assert not has_shards(self.model), "save() of sharded weights belongs inside gathered(), on all ranks"
+        content = self._states() if self._gathered is None else self._gathered
         content |= {} if self.description is None else {ENTRY: self.description}
         file = Path(self.save_dir) / f"{name}.pth"
         logger.info("Saving checkpoint to %s", file)
@@ -74,14 +79,33 @@ class Checkpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(file.name)
 
     def save_weights(self, name: str, **kwargs: Any) -> None:
-        """The model alone, with the ``description``, into a file that nobody resumes from: it is not tagged.
+        """The model alone, with the ``description``, into a file that nobody resumes from: it is not tagged. To be
+        called on all ranks.
 
         Raises CheckpointError as ``save``; what was there is kept.
         """
+        weights = whole_state(self.model.state_dict(), keep=self.save_to_disk)
         if not self.save_dir or not self.save_to_disk:
             return
-        content = {"model": self.model.state_dict()} | ({} if self.description is None else {ENTRY: self.description})
+        content = {"model": weights} | ({} if self.description is None else {ENTRY: self.description})
         run_files.save(content | kwargs, Path(self.save_dir) / f"{name}.pth")
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Around ``save``, on all ranks: what it writes, with whole tensors where the ranks have parts of them."""
+        if not has_shards(self.model):
+            yield
+            return
+        self._gathered = whole_state(self._states(), keep=self.save_to_disk)
+        try:
+            yield
+        finally:
+            self._gathered = None
+
+    def _states(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict()} | {
+            key: part.state_dict() for key, part in self.checkpointables.items()
+        }
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         run_files.tag(self.save_dir, last_filename_basename)
@@ -154,6 +178,8 @@ class Checkpointer(DetectionCheckpointer):
         if pretrained.summary():
             logger.info("%s: the weights of a network alone\n%s", self._path, pretrained.summary())
         weights, classes = self._with_own_classes(pretrained.weights, checkpoint)
+        own = self.model.state_dict()
+        weights = {name: sharded_like(x, own[name]) if name in own else x for name, x in weights.items()}
         incompatible = super()._load_model({**checkpoint, "model": weights})
         self.report = make_report(self._path, self.model, incompatible, pretrained.weights, classes)
         return incompatible

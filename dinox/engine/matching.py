@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,12 +34,21 @@ class MatchingMetricsHook(HookBase):
         images: always the same.
         period: iterations from one measurement to the next; the last iteration is measured anyway. 0: only that.
         top_k: of ATD.
+        whole: makes of the model one that runs without the other ranks.
     """
 
-    def __init__(self, *, model: nn.Module, images: GroundTruthImages, period: int, top_k: int = 100):
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        images: GroundTruthImages,
+        period: int,
+        top_k: int = 100,
+        whole: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ):
         require_matcher(model, origin="train.matching_metrics.enabled=True")
         self._model, self._images, self._batches = model, images, images.batches()
-        self._period, self._top_k = period, top_k
+        self._period, self._top_k, self._whole = period, top_k, whole
         self._previous: list[Tensor] | None = None
 
     def after_step(self) -> None:
@@ -50,7 +59,7 @@ class MatchingMetricsHook(HookBase):
     def _measure(self) -> None:
         start = time.perf_counter()
         with unchanged_random_state():
-            found = _of_all_ranks(self._model, self._batches)
+            found = _of_all_ranks(self._whole(self._model), self._batches)
         metrics = matching_metrics(found, previous=self._previous, top_k=self._top_k)
         self._previous = [image.index_vector for image in found]
         if comm.is_main_process():

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dinox.structures.whole_batch import NOISE_SEED, WHOLE_BATCH, WholeBatch
 from dinox.utils.random_state import hashed_seed
+from dinox.utils.sharded_tensors import has_shards
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,19 @@ def losses_add_up(model: nn.Module) -> bool:
 
 def gradients_stay_apart(model: nn.Module) -> AbstractContextManager:
     """Ranks do not exchange gradients of what is computed inside: they do so with those of the last part."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return _sharded_gradients_stay_apart(model) if has_shards(model) else nullcontext()
+
+
+@contextmanager
+def _sharded_gradients_stay_apart(model: nn.Module) -> Iterator[None]:
+    """FSDP then keeps whole gradients until the last part."""
+    model.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

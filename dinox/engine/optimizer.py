@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dinox.utils.names import backbone_prefix
 from dinox.utils.ranges import check_range
+from dinox.utils.sharded_tensors import whole
 
 NORM_LAYERS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 """Layers whose scale and shift ``norm_weight_decay`` is for; the last one covers batch and instance norms."""
@@ -95,7 +96,7 @@ def _trainable_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter,
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """L2 norm of the gradient of all parameters together."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.clip_grad_norm_(parameters, float("inf"))
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, float("inf")))
 
 
 class ClippedAdamW(torch.optim.AdamW):
@@ -139,7 +140,7 @@ class ClippedAdamW(torch.optim.AdamW):
         parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._clipped = True
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+        return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self._clipped = False

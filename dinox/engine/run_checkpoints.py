@@ -116,11 +116,12 @@ class RunCheckpoints(hooks.PeriodicCheckpointer):
         if comm.get_world_size() > 1:
             self._gathered = (iteration, comm.gather(self.run_state.of_rank()))
         error = None
-        if comm.is_main_process():
-            try:
-                self._save(iteration, name)
-            except CheckpointError as caught:
-                error = str(caught)
+        with self.checkpointer.gathered():
+            if comm.is_main_process():
+                try:
+                    self._save(iteration, name)
+                except CheckpointError as caught:
+                    error = str(caught)
         error = comm.all_gather(error)[0]
         if error is None:
             self._failures, self._saved = 0, self._done

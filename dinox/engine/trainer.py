@@ -15,6 +15,7 @@ from dinox.engine.lr_scaling import unscaled_lr
 from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
 from dinox.engine.non_finite import BadStep, NonFiniteSteps, describe_images, is_finite
 from dinox.engine.optimizer import gradient_norm
+from dinox.utils.sharded_tensors import sharded_like
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OPTIMIZER_SETTINGS = ("lr", "weight_decay", "momentum", "betas", "eps")
@@ -139,11 +140,28 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Raises ValueError if the optimizer's settings are not those of the checkpoint, which torch would take."""
         _check_same_settings(self.optimizer.param_groups, state_dict["optimizer"]["param_groups"])
-        super().load_state_dict(state_dict)
+        super().load_state_dict(state_dict | {"optimizer": _in_shards(state_dict["optimizer"], self.optimizer)})
         # Empty in the checkpoint of a run that needed no scaler.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.non_finite.load_state_dict(state_dict.get("non_finite", {}), iteration=self.iter)
+
+
+def _in_shards(state: dict, optimizer: torch.optim.Optimizer) -> dict:
+    """An optimizer's state with whole tensors -> the same with this process's parts where the parameters are sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parts = {
+        number: {
+            name: sharded_like(value, parameters[number]) if _is_shaped_like(value, parameters[number]) else value
+            for name, value in entries.items()
+        }
+        for number, entries in state["state"].items()
+    }
+    return state | {"state": parts}
+
+
+def _is_shaped_like(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def _check_same_settings(configured: list[dict], saved: list[dict]) -> None:

@@ -14,7 +14,6 @@ import torch
 from detectron2.config import instantiate
 from detectron2.data import MapDataset, MetadataCatalog
 from detectron2.engine import HookBase, hooks
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -37,6 +36,7 @@ from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.matching import MatchingMetricsHook
 from dinox.engine.micro_batches import MicroBatches, warn_of_batch_norms
 from dinox.engine.non_finite import NonFiniteSteps
+from dinox.engine.parallel import check_parallel, make_parallel
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import (
@@ -81,6 +81,7 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
     with RunLog(console=console) as log, conversions_counted():
         _require(cfg, "model", "dataloader.train", "optimizer.params", "lr_multiplier", "train.max_iter")
         check_settings(cfg)
+        check_parallel(cfg)
         check_output_folder_is_free(cfg.train.output_dir)
         if not resume:
             _check_no_checkpoints(cfg.train.output_dir)
@@ -154,13 +155,15 @@ class _TrainingRun:
         if not isinstance(self.scheduler, ParamScheduler):
             raise ValueError(f"lr_multiplier: expected a fvcore ParamScheduler, got {type(self.scheduler).__name__}")
         self.model = cfg.optimizer.params.model = instantiate(cfg.model).to(device)
+        self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
+        self.checkpointer.description = describe(cfg, _class_names(cfg))
+        resuming = self._start_weights(resume)
+        self.parallel = make_parallel(cfg, device=device, build=lambda: instantiate(cfg.model).to(device))
+        wrapped = self.parallel.wrap(self.model)  # before the optimizer, which takes the parameters that are then there
         optimizer = instantiate(cfg.optimizer)
         self.lr_scaling = LRScaling.of(cfg)
         self.lr_scaling.apply(optimizer)
         warn_of_batch_norms(self.model, cfg.train.get("accumulation_steps") or 1)
-        self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
-        self.checkpointer.description = describe(cfg, _class_names(cfg))
-        resuming = self._start_weights(resume)
         self._train_loader = instantiate(cfg.dataloader.train)
         self.run_state = RunState(
             model=self.model,
@@ -170,7 +173,7 @@ class _TrainingRun:
             settings=settings,
         )
         self.trainer = Trainer(
-            model=create_ddp_model(self.model, **_ddp_options(cfg.train.ddp, device)),
+            model=wrapped,
             data_loader=self._first_batch_and_rest(),
             optimizer=optimizer,
             device=device,
@@ -257,6 +260,7 @@ class _TrainingRun:
             images=GroundTruthImages.of_test_set(self.cfg, num_images=options.num_images),
             period=options.period,
             top_k=options.top_k,
+            whole=self.parallel.whole,
         )
 
     def register_writers(self) -> None:
@@ -280,7 +284,7 @@ class _TrainingRun:
         return self.evaluations.results
 
     def _evaluate(self) -> Results:
-        return {} if self._evaluation is None else self._evaluation(self.trainer.model)
+        return {} if self._evaluation is None else self._evaluation(self.parallel.whole(self.trainer.model))
 
 
 def _epochs_per_iteration(cfg: DictConfig) -> float | None:
@@ -292,11 +296,6 @@ def _class_names(cfg: DictConfig) -> list[str] | None:
     """Of the training data, if its datasets are registered and name them."""
     names = dataset_names(cfg.dataloader.train)
     return MetadataCatalog.get(names[0]).get("thing_classes") if names else None
-
-
-def _ddp_options(options: DictConfig, device: torch.device) -> dict:
-    # detectron2 gives each rank the GPU of its number, also where there are no GPUs.
-    return {**options, "device_ids": None} if device.type == "cpu" else dict(options)
 
 
 def _require(cfg: DictConfig, *keys: str) -> None:

@@ -24,6 +24,15 @@ def weights_only_is_safe() -> bool:
     return _TORCH >= (2, 6)
 
 
+def fully_shard_api() -> tuple[Callable, Callable] | None:
+    """torch's ``fully_shard`` and ``MixedPrecisionPolicy``; None before 2.6, which has them elsewhere and unfinished."""
+    if _TORCH < (2, 6):
+        return None
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    return fully_shard, MixedPrecisionPolicy
+
+
 @contextmanager
 def allowed_globals(types: Sequence[type]) -> Iterator[None]:
     """Inside the block ``torch.load(weights_only=True)`` takes these types too."""

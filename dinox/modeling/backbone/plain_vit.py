@@ -15,7 +15,7 @@ from dinox.modeling.backbone.maps import (
     make_stage_norms,
     pad_to_multiple,
 )
-from dinox.modeling.backbone.windows import attend_in_windows, run_block
+from dinox.modeling.backbone.windows import attend_in_windows, run_block, shards_of_blocks
 from dinox.utils.ranges import check_range
 from dinox.utils.timm_library import import_timm
 
@@ -89,6 +89,10 @@ class PlainViT(Backbone):
             attend = partial(attend_in_windows, size=size if is_global else window, attention=attention)
             cells = run_block(block, cells, attend, gradient_checkpointing=self.gradient_checkpointing)
         return {_OUTPUT: self.stage_norms[_OUTPUT](cells.permute(0, 3, 1, 2).contiguous())}
+
+    def shards(self) -> list[nn.Module]:
+        """For FSDP: what holds most weights, and is called as a module (blocks are not)."""
+        return shards_of_blocks(self.network.blocks)
 
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for what follows the last block, 1 for the last block, one more

@@ -18,7 +18,13 @@ from dinox.modeling.backbone.maps import (
     pad_to_multiple,
     stage_name,
 )
-from dinox.modeling.backbone.windows import attend_in_windows, pad_to_windows, run_block, shifted_window_mask
+from dinox.modeling.backbone.windows import (
+    attend_in_windows,
+    pad_to_windows,
+    run_block,
+    shards_of_blocks,
+    shifted_window_mask,
+)
 from dinox.utils.ranges import check_range
 from dinox.utils.timm_library import import_timm
 
@@ -114,6 +120,10 @@ class Swin(Backbone):
             attend = partial(_attend, size=size, shift=shift, attention=attention)
             cells = run_block(block, cells, attend, gradient_checkpointing=self.gradient_checkpointing)
         return cells
+
+    def shards(self) -> list[nn.Module]:
+        """For FSDP: what holds most weights, and is called as a module (blocks are not)."""
+        return shards_of_blocks([block for stage in self.network.layers for block in stage.blocks])
 
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for the norms of outputs, 1 for the last block, one more for

@@ -97,6 +97,10 @@ class TimmBackbone(Backbone):
             for name, m in zip(self._out_features, maps, strict=True)
         }
 
+    def shards(self) -> list[nn.Module]:
+        """For FSDP: stem and stages."""
+        return [child for child in self.network.children() if any(True for _ in child.parameters())]
+
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for the norms of outputs, 1 for the last stage, one more for
         each stage before, and most for the stem."""

@@ -3,7 +3,7 @@
 Legend: B images, H, W cells, C channels, h, w sides of a window, N = h * w.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,11 @@ def run_block(
     if gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(transformer_block, block, cells, attend, use_reentrant=False)
     return transformer_block(block, cells, attend)
+
+
+def shards_of_blocks(blocks: Iterable[nn.Module]) -> list[nn.Module]:
+    """What ``transformer_block`` calls as modules, and nearly all weights of a block are in."""
+    return [part for block in blocks for part in (block.attn, block.mlp)]
 
 
 def _layer_scale(block: nn.Module, branch: int, cells: Tensor) -> Tensor:
