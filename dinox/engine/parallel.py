@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -105,6 +106,8 @@ def shard(model: nn.Module, *, device_type: str, half: bool = False) -> nn.Modul
     """
     from torch.distributed.device_mesh import init_device_mesh
 
+    for tensor in [*model.parameters(), *model.buffers()]:  # as DDP does: ranks have other random numbers
+        dist.broadcast(tensor.detach(), src=0)
     fully_shard, policy = fully_shard_api()
     _see_into_memories()
     mesh = init_device_mesh(device_type, (comm.get_world_size(),))

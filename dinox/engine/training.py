@@ -47,6 +47,7 @@ from dinox.engine.setup import (
     resolve_device,
     seed_everything,
 )
+from dinox.engine.statistics import AveragedStatistics
 from dinox.engine.stopping import StoppedEarly
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
@@ -243,6 +244,7 @@ class _TrainingRun:
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=self.scheduler),
+            AveragedStatistics(model=self.model),
             # Before the checkpoint is written, which shall hold their states.
             average,
             self._make_matching_hook(),
