@@ -66,7 +66,9 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False, peers: Peers
         first = None if peers is None else peers.first_failure(error, _one_line(error), code=code)
         is_shown = is_expected or (first is not None and is_lost_connection(error))
         if debug or os.environ.get(DEBUG_VARIABLE) or not is_shown:
-            raise
+            if peers is None:
+                raise
+            traceback.print_exc()
         for line in _lines(error, first, peers):
             print(f"dinox: {line}", file=sys.stderr)
         return code

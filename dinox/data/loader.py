@@ -20,6 +20,7 @@ from dinox.data.masks import COPY_PASTE_WITHOUT_MASKS
 from dinox.data.problems import listed
 from dinox.data.sampling import NumberedSampler
 from dinox.data.skipping import DEFAULT_MAX_BAD, ReadableImages, SkippingLoader
+from dinox.data.bound_workers import bind_workers
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def build_train_loader(
         aspect_ratio_grouping=aspect_ratio_grouping,
         num_workers=num_workers,
     )
+    bind_workers(loader)
     if not aspect_ratio_grouping:
         loader = _Batches(loader, total_batch_size // processes)
     return SkippingLoader(loader, images, sampler=sampler, output_dir=output_dir)

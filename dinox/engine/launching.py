@@ -4,6 +4,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -56,6 +57,7 @@ def launch(
     machine_rank: int = 0,
     dist_url: str = "auto",
     timeout: float = 600.0,
+    start_method: Literal["spawn", "fork"] = "spawn",
 ) -> int:
     """Call ``function(*args)`` in so many fresh processes on this machine, and return their exit code, 0 if all is well.
 
@@ -65,12 +67,13 @@ def launch(
     Args:
         num_machines, machine_rank, dist_url: as in ``detectron2.engine.launch``.
         timeout: seconds to wait for the other machines.
+        start_method: fresh processes, or copies of this one, which must not have used a GPU.
 
     Raises ProcessFailed with what went wrong first.
     """
     match = _DIST_URL.fullmatch(dist_url)
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said below
     with tempfile.TemporaryDirectory(prefix="dinox_") as folder:
         config = LaunchConfig(
             min_nodes=num_machines,
@@ -81,6 +84,7 @@ def launch(
             rdzv_endpoint=_HERE if match is None else f"{match['host']}:{match['port']}",
             rdzv_configs={"timeout": int(timeout)} | ({} if match is None else {"rank": machine_rank}),
             max_restarts=0,
+            start_method=start_method,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:

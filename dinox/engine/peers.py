@@ -55,14 +55,19 @@ class Peers:
         address, port: of the store that torch's process group has.
         job: a text that tells this start from others that use the same store.
         timeout: seconds after which a collective operation gives up; for messages.
+        keeps_store: does the store end with this process?
     """
 
-    def __init__(self, *, address: str, port: int, rank: int, world_size: int, job: str, timeout: float):
+    def __init__(
+        self, *, address: str, port: int, rank: int, world_size: int, job: str, timeout: float, keeps_store: bool
+    ):
         # A connection of its own: torch's may be waiting for something.
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_REACHING)
         self._store = PrefixStore(f"dinox.{job}", store)
-        self.rank, self.world_size, self._timeout = rank, world_size, timeout
+        self.rank, self.world_size = rank, world_size
+        self._timeout, self._keeps_store = timeout, keeps_store
         self._closed = threading.Event()
+        self._seen: Failure | None = None
         self.failed = False
         """Did this process tell of an error? Then it has to end without waiting for the others."""
         threading.Thread(target=self._watch, name="dinox-peers", daemon=True).start()
@@ -83,8 +88,9 @@ class Peers:
                 failure = self._post(Failure(self.rank, message, code))
             else:
                 failure = self._wait_for_failure() or self._post(self._failure_of_silent_ones(error))
-        except (DistError, RuntimeError):  # the board is gone: it was the first process's, or torchrun's
-            failure = Failure(self.rank, f"{message} (the process that started first is gone)", code)
+            self._wait_for_readers()
+        except (DistError, RuntimeError):  # the board is gone
+            failure = self._seen or self._loss_of_the_board(code)
         _tell_torchrun(failure)
         return failure
 
@@ -94,11 +100,23 @@ class Peers:
 
     def _wait_for_failure(self) -> Failure | None:
         end = time.monotonic() + _PATIENCE
-        while not self._store.check([_BOARD]):
+        while self._seen is None and not self._store.check([_BOARD]):
             if time.monotonic() > end:
                 return None
             time.sleep(0.05)
-        return _read(self._store.get(_BOARD))
+        return self._seen or _read(self._store.get(_BOARD))
+
+    def _wait_for_readers(self) -> None:
+        """The board is not taken away before the others have read it, if they look."""
+        if not self._keeps_store:
+            return
+        others = [f"seen/{rank}" for rank in range(self.world_size) if rank != self.rank]
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end and not self._store.check(others):
+            time.sleep(0.05)
+
+    def _loss_of_the_board(self, code: int) -> Failure:
+        return Failure(0, "ended without a word (killed, or its machine is gone), or what started the ranks did", code)
 
     def _failure_of_silent_ones(self, error: BaseException) -> Failure:
         """Who of the others did not notice that something is wrong."""
@@ -121,26 +139,19 @@ class Peers:
         )
 
     def _watch(self) -> None:
-        while not self._closed.wait(_PERIOD):
+        while self._seen is None and not self._closed.wait(_PERIOD):
             try:
-                failed = self._store.check([_BOARD])
+                if self._store.check([_BOARD]):
+                    self._seen = _read(self._store.get(_BOARD))
+                    self._store.set(f"seen/{self.rank}", "")
             except (DistError, RuntimeError):
-                failed = True
-            if failed:
                 break
         if not self._closed.wait(GRACE):
-            self._end()
+            self._end(self._seen or self._loss_of_the_board(1))
 
-    def _end(self) -> None:
+    def _end(self, failure: Failure) -> None:
         """Nothing else is to be expected of the main thread: it waits for something that does not come."""
-        failure = None
-        try:
-            failure = _read(self._store.get(_BOARD)) if self._store.check([_BOARD]) else None
-        except (DistError, RuntimeError):
-            pass
-        if failure is None:
-            failure = Failure(self.rank, "the process that all others have to reach is gone", 1)
-        os.write(2, f"dinox: rank {self.rank} is ended: {failure}\n".encode())
+        os.write(2, f"dinox: rank {self.rank} is ended, since one has failed. {failure}\n".encode())
         _tell_torchrun(failure)
         for worker in multiprocessing.active_children():
             worker.kill()

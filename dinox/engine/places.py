@@ -139,9 +139,7 @@ def _number(name: str, environment: Mapping[str, str], *, least: int = 0, below:
     return value
 
 
-def check_no_contradiction(
-    place: Place, *, num_gpus: int, num_machines: int, machine_rank: int, dist_url: str
-) -> None:
+def check_no_contradiction(place: Place, *, num_gpus: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
     """detectron2's options beside a place. Raises ValueError naming the one to leave out.
 
     What is left at its default, and ``num_gpus`` of 0 (the CPU) or the number of processes here, is no contradiction.

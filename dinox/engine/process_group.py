@@ -50,6 +50,7 @@ def joined(place: Place, *, device_type: str, timeout: float) -> Iterator[Peers]
         world_size=place.world_size,
         job=place.job,
         timeout=timeout,
+        keeps_store=place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
     )
     yield peers
     comm.synchronize()  # rank 0 may keep the store that the others watch
