@@ -59,7 +59,7 @@ def launch(
     timeout: float = 600.0,
     start_method: Literal["spawn", "fork"] = "spawn",
 ) -> int:
-    """Call ``function(*args)`` in so many fresh processes on this machine, and return their exit code, 0 if all is well.
+    """Call ``function(*args)`` in so many processes on this machine, and return their exit code, 0 if all is well.
 
     Each finds its place in its environment (``find_place``). When one fails, the others are asked to end by SIGTERM and
     killed 30 seconds later. Signals are passed on to them.

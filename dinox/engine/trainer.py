@@ -148,7 +148,7 @@ class Trainer(SimpleTrainer):
 
 
 def _in_shards(state: dict, optimizer: torch.optim.Optimizer) -> dict:
-    """An optimizer's state with whole tensors -> the same with this process's parts where the parameters are sharded."""
+    """An optimizer's state with whole tensors -> the same with this process's parts, where parameters are sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     parts = {
         number: {

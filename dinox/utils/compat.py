@@ -25,7 +25,7 @@ def weights_only_is_safe() -> bool:
 
 
 def fully_shard_api() -> tuple[Callable, Callable] | None:
-    """torch's ``fully_shard`` and ``MixedPrecisionPolicy``; None before 2.6, which has them elsewhere and unfinished."""
+    """torch's ``fully_shard`` and ``MixedPrecisionPolicy``; None before 2.6, which has them elsewhere, unfinished."""
     if _TORCH < (2, 6):
         return None
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

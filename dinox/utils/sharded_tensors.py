@@ -21,7 +21,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_state(state: Any, *, keep: bool = True) -> Any:
-    """A state dict, or anything made of dicts, lists and tuples, with whole tensors in place of sharded ones, on the CPU.
+    """A state dict, or anything made of dicts, lists and tuples, with whole tensors, on the CPU, for sharded ones.
 
     All processes have to call this together. keep: False for those that only lend their parts: sharded tensors become
     None there.
