@@ -1,0 +1,110 @@
+"""Two forked processes become a group with the groups that detectron2 asks for."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+from omegaconf import OmegaConf
+
+from dinox.cli.running import RunOptions, _device_type
+from dinox.engine.launching import check_launch
+from dinox.engine.peers import is_lost_connection
+from dinox.engine.places import Place
+from dinox.engine.process_group import joined, timeout_of
+from tests.modeling.test_distributed import free_port
+
+
+def place(rank, port, **changes):
+    own = {"rank": rank, "world_size": 2, "local_rank": rank, "local_size": 2, "machine": 0}
+    return Place(**(own | {"address": "localhost", "port": port, "job": "", "source": "torchrun"} | changes))
+
+
+def look_around(rank, port, machines):
+    with joined(place(rank, port, machine=machines[rank]), device_type="cpu", timeout=20) as peers:
+        assert dist.get_backend() == "gloo" and peers.world_size == 2
+        together = machines[0] == machines[1]
+        assert (comm.get_local_rank(), comm.get_local_size()) == ((rank, 2) if together else (0, 1))
+        assert comm.all_gather(rank) == [0, 1] and not peers.failed
+    assert not dist.is_initialized() and comm._LOCAL_PROCESS_GROUP is None
+    assert comm.get_world_size() == 1
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("machines", [(0, 0), (0, 1)])
+def test_local_ranks_are_those_of_a_machine(machines):
+    mp.start_processes(look_around, (free_port(), machines), nprocs=2, start_method="fork")
+
+
+def wait_in_vain(rank, port):
+    with pytest.raises(ConnectionError, match=f"rank 0: the 2 processes have not found each other at localhost:{port}"):
+        with joined(place(0, port), device_type="cpu", timeout=1):
+            raise AssertionError("nobody else was there")
+
+
+@pytest.mark.timeout(30)
+def test_processes_that_never_come_are_missed():
+    mp.start_processes(wait_in_vain, (free_port(),), nprocs=1, start_method="fork")
+
+
+def find_port_taken(rank, port):
+    with pytest.raises(ConnectionError, match=f"port {port} is taken: set MASTER_PORT"):
+        with joined(place(0, port), device_type="cpu", timeout=1):
+            raise AssertionError("the port was free")
+
+
+@pytest.mark.timeout(30)
+def test_row_40_a_port_that_is_taken_is_named():
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    mp.start_processes(find_port_taken, (store.port,), nprocs=1, start_method="fork")
+
+
+@pytest.mark.parametrize("value, seconds", [(None, 600.0), (30, 30.0), (0.5, 0.5)])
+def test_timeout(value, seconds):
+    assert timeout_of(OmegaConf.create({"train": {} if value is None else {"timeout": value}})) == seconds
+
+
+@pytest.mark.parametrize("value", [0, -1, "10 min", True, float("inf"), float("nan")])
+def test_a_timeout_that_is_no_time_is_named(value):
+    with pytest.raises(ValueError, match=r"train\.timeout: expected seconds, a number above 0, got"):
+        timeout_of(OmegaConf.create({"train": {"timeout": value}}))
+
+
+@pytest.mark.parametrize(
+    "num_gpus, device, has_gpus, expected",
+    [(1, "cuda", True, "cuda"), (1, "cuda", False, "cpu"), (0, "cuda", True, "cpu"), (1, "cpu", True, "cpu")],
+)
+def test_the_cpu_is_asked_for_or_all_there_is(monkeypatch, num_gpus, device, has_gpus, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpus)
+    cfg = OmegaConf.create({"train": {"device": device}})
+    assert _device_type(RunOptions(config_file="x", num_gpus=num_gpus), cfg) == expected
+
+
+def test_more_gpus_than_there_are_tell_of_torchrun(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ValueError, match="torch finds 0 CUDA .* on the CPU, torchrun .* --nproc_per_node 2"):
+        check_launch(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(ValueError, match=r"--dist-url: expected tcp://HOST:PORT or auto, got 'file:///x'"):
+        check_launch(num_gpus=1, num_machines=2, machine_rank=0, dist_url="file:///x")
+
+
+@pytest.mark.parametrize(
+    "error, is_lost",
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/x.cc:5] Connection closed by peer [127.0.0.1]:1"), True),
+        (RuntimeError("Timed out waiting 3000ms for recv operation to complete"), True),
+        (dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:1"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("Connection closed by peer"), False),
+        (ConnectionError("Connection refused"), False),  # of a download, say
+    ],
+)
+def test_what_is_a_consequence_of_another_ranks_end(error, is_lost):
+    assert is_lost_connection(error) == is_lost
+
+
+def test_the_environment_is_not_that_of_a_rank():
+    """Else all other tests would try to join it."""
+    assert "RANK" not in os.environ
