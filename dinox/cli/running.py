@@ -20,7 +20,7 @@ from dinox.config.calls import innermost_evaluator, parameters
 from dinox.data import DataError
 from dinox.engine import evaluate, train
 from dinox.engine.launching import ProcessFailed, check_launch, launch
-from dinox.engine.peers import Failure, Peers, is_lost_connection
+from dinox.engine.peers import Failure, Peers, is_lost_connection, tell_torchrun
 from dinox.engine.places import Place, check_no_contradiction, find_place
 from dinox.engine.process_group import joined, timeout_of
 from dinox.engine.stopping import TrainingStopped
@@ -62,23 +62,29 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False, peers: Peers
         return failed.code
     except Exception as error:
         is_expected = isinstance(error, EXPECTED_ERRORS)
-        code = USER_ERROR if is_expected else UNEXPECTED_ERROR
-        first = None if peers is None else peers.first_failure(error, _one_line(error), code=code)
-        is_shown = is_expected or (first is not None and is_lost_connection(error))
-        if debug or os.environ.get(DEBUG_VARIABLE) or not is_shown:
-            if peers is None:
-                raise
-            traceback.print_exc()
-        for line in _lines(error, first, peers):
-            print(f"dinox: {line}", file=sys.stderr)
-        return code
+        debug = debug or bool(os.environ.get(DEBUG_VARIABLE))
+        if peers is not None:
+            return _end_of_rank(error, peers, code=USER_ERROR if is_expected else UNEXPECTED_ERROR, debug=debug)
+        if debug or not is_expected:
+            raise
+        tell_torchrun(_one_line(error), USER_ERROR)
+        print(f"dinox: error: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR
 
 
-def _lines(error: Exception, first: Failure | None, peers: Peers | None) -> list[str]:
+def _end_of_rank(error: Exception, peers: Peers, *, code: int, debug: bool) -> int:
+    """Tell the other processes, and print an error, with its traceback unless it explains itself. Returns the code."""
+    first = peers.first_failure(error, _one_line(error), code=code)
+    if debug or not (code == USER_ERROR or is_lost_connection(error)):
+        traceback.print_exc()
+    for line in _lines(error, first, peers):
+        print(f"dinox: {line}", file=sys.stderr)
+    return code
+
+
+def _lines(error: Exception, first: Failure, peers: Peers) -> list[str]:
     """What to print of an error, the first failure of all processes last. Errors that all of them have come once."""
     own = _one_line(error)
-    if first is None:
-        return [f"error: {own}"]
     if first.rank == peers.rank:
         return [f"error: rank {first.rank}: {first.message}"]
     if is_lost_connection(error):

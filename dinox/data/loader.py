@@ -10,6 +10,7 @@ from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import Sampler
 
+from dinox.data.bound_workers import bind_workers
 from dinox.data.checks import check_image_paths, check_registered, explain_by_json, known_classes, load_dataset
 from dinox.data.class_numbering import class_names_of, number_alike
 from dinox.data.coco_json import DEFAULT_MAX_BAD_BOXES
@@ -20,7 +21,6 @@ from dinox.data.masks import COPY_PASTE_WITHOUT_MASKS
 from dinox.data.problems import listed
 from dinox.data.sampling import NumberedSampler
 from dinox.data.skipping import DEFAULT_MAX_BAD, ReadableImages, SkippingLoader
-from dinox.data.bound_workers import bind_workers
 
 logger = logging.getLogger(__name__)
 

@@ -91,7 +91,7 @@ class Peers:
             self._wait_for_readers()
         except (DistError, RuntimeError):  # the board is gone
             failure = self._seen or self._loss_of_the_board(code)
-        _tell_torchrun(failure)
+        tell_torchrun(str(failure), failure.code)
         return failure
 
     def _post(self, failure: Failure) -> Failure:
@@ -123,20 +123,20 @@ class Peers:
         self._store.set(f"here/{self.rank}", "")
         time.sleep(_PATIENCE)  # the others wait for the same, or lose their connections as well
         silent = [rank for rank in range(self.world_size) if not self._store.check([f"here/{rank}"])]
-        who = f"rank {', '.join(map(str, silent))}" if silent else "another process"
         if _TIMEOUT.search(str(error)):
-            return Failure(
-                silent[0] if silent else self.rank,
-                f"no answer from {who} within {self._timeout:g} s: it hangs, or takes longer than that for something "
-                "that others wait for. If it is only slow, raise train.timeout (seconds)",
-                1,
+            what = (
+                f"no answer within {self._timeout:g} s: it hangs, or takes longer than that for something that others "
+                "wait for. If it is only slow, raise train.timeout (seconds)"
             )
-        return Failure(
-            silent[0] if silent else self.rank,
-            f"lost the connection to {who}: it was killed, or its machine is gone. If memory ran out (the system's log "
-            "tells), take smaller batches or fewer dataloader.train.num_workers",
-            1,
-        )
+        else:
+            what = (
+                "the connection is lost: it was killed, or its machine is gone. If memory ran out (the system's log "
+                "tells), take smaller batches or fewer dataloader.train.num_workers"
+            )
+        if not silent:
+            return Failure(self.rank, f"of another rank: {what}", 1)
+        more = f" (ranks {', '.join(map(str, silent))} alike)" if len(silent) > 1 else ""
+        return Failure(silent[0], what + more, 1)
 
     def _watch(self) -> None:
         while self._seen is None and not self._closed.wait(_PERIOD):
@@ -152,7 +152,7 @@ class Peers:
     def _end(self, failure: Failure) -> None:
         """Nothing else is to be expected of the main thread: it waits for something that does not come."""
         os.write(2, f"dinox: rank {self.rank} is ended, since one has failed. {failure}\n".encode())
-        _tell_torchrun(failure)
+        tell_torchrun(str(failure), failure.code)
         for worker in multiprocessing.active_children():
             worker.kill()
         sys.stdout.flush()
@@ -170,14 +170,14 @@ def _read(text: bytes) -> Failure:
     return Failure(**json.loads(text))
 
 
-def _tell_torchrun(failure: Failure) -> None:
-    """torchrun shows the message in its last words."""
+def tell_torchrun(message: str, code: int) -> None:
+    """Have it in torchrun's last words. Does nothing if this process is none of torchrun's."""
     file = os.environ.get(_ERROR_FILE)
     if not file:
         return
-    details = {"py_callstack": str(failure), "timestamp": str(int(time.time()))}
+    details = {"py_callstack": message, "timestamp": str(int(time.time()))}
     try:
         with open(file, "w") as stream:
-            json.dump({"message": {"message": str(failure), "extraInfo": details, "errorCode": failure.code}}, stream)
+            json.dump({"message": {"message": message, "extraInfo": details, "errorCode": code}}, stream)
     except OSError as error:
         logger.warning("%s cannot be written: %s", file, error.strerror)

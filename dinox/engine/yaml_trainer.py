@@ -37,6 +37,7 @@ from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
 from dinox.engine.stopping import StoppedEarly
+from dinox.engine.statistics import AveragedStatistics
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
@@ -158,7 +159,11 @@ class DinoxTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase | None]:
         images, loader = self.cfg.SOLVER.IMS_PER_BATCH, self.data_loader
         epochs = images / len(loader.dataset) if isinstance(loader, SkippingLoader) else None
-        built = [RunClock(epochs_per_iteration=epochs), *super().build_hooks()]
+        built = [
+            RunClock(epochs_per_iteration=epochs),
+            AveragedStatistics(model=self.checkpointer.model),
+            *super().build_hooks(),
+        ]
         # In place of DefaultTrainer's two, of which the first is on one rank only.
         ours = (hooks.PeriodicCheckpointer, hooks.EvalHook)
         place = next(i for i, hook in enumerate(built) if isinstance(hook, ours))

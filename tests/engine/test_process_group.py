@@ -1,5 +1,6 @@
 """Two forked processes become a group with the groups that detectron2 asks for."""
 
+import json
 import os
 
 import pytest
@@ -8,12 +9,18 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
 from omegaconf import OmegaConf
+from torch import nn
 
-from dinox.cli.running import RunOptions, _device_type
+from dinox.cli.running import RunOptions, _device_type, start
+from dinox.config import load_config
+from dinox.engine import train
 from dinox.engine.launching import check_launch
 from dinox.engine.peers import is_lost_connection
 from dinox.engine.places import Place
 from dinox.engine.process_group import joined, timeout_of
+from dinox.engine.statistics import AveragedStatistics
+from tests.engine.conftest import TINY_CONFIG
+from tests.engine.tasks import task_of_srun
 from tests.modeling.test_distributed import free_port
 
 
@@ -39,9 +46,9 @@ def test_local_ranks_are_those_of_a_machine(machines):
 
 
 def wait_in_vain(rank, port):
-    with pytest.raises(ConnectionError, match=f"rank 0: the 2 processes have not found each other at localhost:{port}"):
-        with joined(place(0, port), device_type="cpu", timeout=1):
-            raise AssertionError("nobody else was there")
+    expected = f"rank 0: the 2 processes have not found each other at localhost:{port}"
+    with pytest.raises(ConnectionError, match=expected), joined(place(0, port), device_type="cpu", timeout=1):
+        raise AssertionError("nobody else was there")
 
 
 @pytest.mark.timeout(30)
@@ -50,15 +57,53 @@ def test_processes_that_never_come_are_missed():
 
 
 def find_port_taken(rank, port):
-    with pytest.raises(ConnectionError, match=f"port {port} is taken: set MASTER_PORT"):
-        with joined(place(0, port), device_type="cpu", timeout=1):
-            raise AssertionError("the port was free")
+    expected = f"port {port} is taken: set MASTER_PORT"
+    with pytest.raises(ConnectionError, match=expected), joined(place(0, port), device_type="cpu", timeout=1):
+        raise AssertionError("the port was free")
 
 
 @pytest.mark.timeout(30)
 def test_row_40_a_port_that_is_taken_is_named():
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     mp.start_processes(find_port_taken, (store.port,), nprocs=1, start_method="fork")
+
+
+def evaluate_as_task(rank, port, options):
+    os.environ |= task_of_srun(rank, port)
+    assert start(options) == 0
+
+
+@pytest.mark.timeout(60)
+def test_tasks_of_srun_evaluate_together(tmp_path):
+    train(load_config(TINY_CONFIG, [f"train.output_dir={tmp_path / 'run'}", "train.max_iter=1"]), console="off")
+    options = RunOptions(
+        config_file=TINY_CONFIG,
+        overrides=(f"train.output_dir={tmp_path / 'run'}",),
+        eval_only=True,
+        resume=True,
+        json_file=str(tmp_path / "found.json"),
+    )
+    assert start(options) == 0
+    alone = json.loads((tmp_path / "found.json").read_text())["results"]
+    (tmp_path / "found.json").unlink()
+    mp.start_processes(evaluate_as_task, (free_port(), options), nprocs=2, start_method="fork")
+    assert json.loads((tmp_path / "found.json").read_text())["results"] == pytest.approx(alone, nan_ok=True)
+
+
+def average(rank, port):
+    with joined(place(rank, port), device_type="cpu", timeout=20):
+        norm = nn.BatchNorm2d(2)
+        norm.running_mean[:] = torch.tensor([1.0, 5.0]) * (1 + rank)
+        norm.num_batches_tracked += 3
+        hook = AveragedStatistics(model=nn.Sequential(norm, nn.SyncBatchNorm(2), nn.BatchNorm1d(1, affine=False)))
+        hook.after_step()
+        assert norm.running_mean.tolist() == [1.5, 7.5] and norm.running_var.tolist() == [1, 1]
+        AveragedStatistics(model=nn.Linear(1, 1)).after_step()
+
+
+@pytest.mark.timeout(30)
+def test_statistics_of_batch_norms_are_averaged():
+    mp.start_processes(average, (free_port(),), nprocs=2, start_method="fork")
 
 
 @pytest.mark.parametrize("value, seconds", [(None, 600.0), (30, 30.0), (0.5, 0.5)])
@@ -84,7 +129,7 @@ def test_the_cpu_is_asked_for_or_all_there_is(monkeypatch, num_gpus, device, has
 
 def test_more_gpus_than_there_are_tell_of_torchrun(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(ValueError, match="torch finds 0 CUDA .* on the CPU, torchrun .* --nproc_per_node 2"):
+    with pytest.raises(ValueError, match=r"torch finds 0 CUDA .* on the CPU, torchrun .* --nproc_per_node 2"):
         check_launch(num_gpus=2, num_machines=1, machine_rank=0, dist_url="auto")
     with pytest.raises(ValueError, match=r"--dist-url: expected tcp://HOST:PORT or auto, got 'file:///x'"):
         check_launch(num_gpus=1, num_machines=2, machine_rank=0, dist_url="file:///x")

@@ -61,4 +61,3 @@ def test_an_error_is_in_torchruns_last_words(tmp_path):
     assert process.returncode == 1
     last = output[output.index("Root Cause") :]
     assert "Invalid learning rate: -1" in last, output
-

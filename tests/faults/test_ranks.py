@@ -16,6 +16,7 @@ from dinox.cli.running import RunOptions, _run_launched, guarded, start
 from dinox.engine import Trainer, peers
 from dinox.engine.launching import launch
 from tests.engine.conftest import TINY_CONFIG
+from tests.engine.tasks import task_of_srun
 from tests.modeling.test_distributed import free_port
 
 TIMEOUT = 3  # seconds
@@ -111,16 +112,7 @@ def launch_both(options):
 
 
 def as_task(options, number, port):
-    os.environ |= {
-        "SLURM_JOB_ID": "7",
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_PROCID": str(number),
-        "SLURM_LOCALID": str(number),
-        "SLURM_NODEID": "0",
-        "SLURM_STEP_NODELIST": "localhost",
-        "MASTER_PORT": str(port),
-    }
+    os.environ |= task_of_srun(number, port)
     return start(options)
 
 
@@ -175,7 +167,7 @@ def test_row_37_a_rank_with_an_error_of_ours(run, starter):
 def test_row_37_a_rank_that_stalls(run, starter):
     codes, lines, seconds = run(starter, lambda: time.sleep(600) if rank() == 1 else None)
     assert 0 not in codes and seconds < LIMIT
-    assert f"no answer from rank 1 within {TIMEOUT} s" in lines[-1] and "train.timeout" in lines[-1], lines
+    assert f"rank 1: no answer within {TIMEOUT} s" in lines[-1] and "train.timeout" in lines[-1], lines
 
 
 @pytest.mark.timeout(60)

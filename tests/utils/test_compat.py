@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,3 +200,23 @@ def test_an_old_torch_is_not_trusted_with_weights_only(monkeypatch):
     assert not compat.weights_only_is_safe()
     monkeypatch.setattr(compat, "_TORCH", (2, 6))
     assert compat.weights_only_is_safe()
+
+
+@pytest.mark.parametrize(
+    "machines, by_main", [([[0, 1], [2, 3]], True), ([[0, 2], [1, 3]], False), ([[0, 1, 2], [3]], False)]
+)
+def test_local_groups_are_mains_where_it_can_make_them(monkeypatch, machines, by_main):
+    """main knows blocks of one size; ranks that are dealt out over machines, as by SLURM, are for us."""
+    made, groups = [], []
+    stand_in = SimpleNamespace(_LOCAL_PROCESS_GROUP=None, create_local_process_group=made.append)
+    monkeypatch.setattr(importlib.import_module("detectron2.utils"), "comm", stand_in)
+    monkeypatch.setattr(compat.dist, "new_group", lambda ranks, timeout: groups.append(ranks) or ranks)
+    monkeypatch.setattr(compat.dist, "get_rank", lambda: 2)
+    compat.set_local_processes(machines, timeout=timedelta(seconds=1))
+    assert made == ([2] if by_main else [])
+    assert groups == ([] if by_main else machines)
+    own = next(ranks for ranks in machines if 2 in ranks)
+    assert (None if by_main else own) == stand_in._LOCAL_PROCESS_GROUP
+    del stand_in.create_local_process_group  # v0.6
+    compat.set_local_processes(machines, timeout=timedelta(seconds=1))
+    assert own == stand_in._LOCAL_PROCESS_GROUP
