@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dinox.config import load_config
 from dinox.engine import ClippedAdamW, Trainer, TrainingStopped, evaluate, get_optimizer_params, train
+from dinox.engine.micro_batches import MicroBatches, gradients_stay_apart
 from dinox.engine.parallel import check_parallel, shard
 from dinox.utils.sharded_tensors import has_shards, sharded_like, whole, whole_state
 from tests.engine.conftest import TINY_DINO_CONFIG
@@ -92,6 +93,25 @@ def test_sharded_training_is_replicated_training(backbone):
 def test_sharded_training_is_replicated_training_in_float32():
     """1e-6, with queries that are not selected: where scores are close, another one may be selected after a step."""
     on_two_ranks(compare_trainings, "dn_detr/dn_vanilla_detr_r50_300ep", torch.float32, 1e-6)
+
+
+def compare_gradients_in_parts(rank):
+    """Of two images in two parts, whole and sharded."""
+    gradients = []
+    for parallel in ("ddp", "fsdp"):
+        model = build_small(CONFIGS["resnet"], "model.query_groups.denoising=null").double()
+        wrapped = shard(model, device_type="cpu") if parallel == "fsdp" else DistributedDataParallel(model)
+        batch = [make_input(64, 64, 1 + number, seed=2 * number + rank) for number in range(2)]
+        for part in MicroBatches(accumulation_steps=2).split(batch, iteration=0):
+            with contextlib.nullcontext() if part.is_last else gradients_stay_apart(wrapped):
+                sum(wrapped(part.inputs).values()).backward()
+        gradients.append({name: whole(p.grad) for name, p in model.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+def test_sharded_gradients_are_accumulated():
+    on_two_ranks(compare_gradients_in_parts)
 
 
 def train_in_half_precision(rank):
