@@ -88,6 +88,7 @@ class Peers:
                 failure = self._post(Failure(self.rank, message, code))
             else:
                 failure = self._wait_for_failure() or self._post(self._failure_of_silent_ones(error))
+            self._store.set(f"seen/{self.rank}", "")
             self._wait_for_readers()
         except (DistError, RuntimeError):  # the board is gone
             failure = self._seen or self._loss_of_the_board(code)
