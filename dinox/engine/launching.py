@@ -2,6 +2,7 @@
 
 import logging
 import re
+import signal
 import tempfile
 from collections.abc import Callable
 from typing import Literal
@@ -11,7 +12,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dinox.engine.stopping import EXIT_CODES
+from dinox.engine.stopping import EXIT_CODES, SIGNALS
 
 _DIST_URL = re.compile(r"tcp://(?P<host>[^/]+):(?P<port>\d+)")
 _HERE = "localhost:0"  # and any free port
@@ -97,6 +98,8 @@ def launch(
 
 
 def _exit_with(function: Callable[..., int], *args: object) -> None:
+    for number in SIGNALS:  # a copy has the handlers of what started it
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     code = function(*args)
     if code:
         raise SystemExit(code)
