@@ -14,6 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dinox.checkpoint.reading import CheckpointError
 from dinox.engine.options import EmaOptions, read_options
+from dinox.utils.sharded_tensors import sharded_like
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class WeightAverage(HookBase):
         self._weights = list(_averaged(self._model).values())
         self._averages = [_in_float32(weight).clone() for weight in self._weights]
         if self._loaded is not None:
-            _copy([self._loaded[name] for name in _averaged(self._model)], self._averages)
+            own = _averaged(self._model)
+            _copy([sharded_like(self._loaded[name], weight) for name, weight in own.items()], self._averages)
             self._loaded = None
         elif self.trainer.start_iter > 0:
             logger.warning(

@@ -36,8 +36,8 @@ from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
-from dinox.engine.stopping import StoppedEarly
 from dinox.engine.statistics import AveragedStatistics
+from dinox.engine.stopping import StoppedEarly
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model

@@ -147,6 +147,7 @@ def tiny(folder, parallel, max_iter=4):
     cfg.train.max_iter, cfg.train.checkpointer.period, cfg.train.eval_period = max_iter, 100, 2
     cfg.dataloader.evaluator.output_dir = None
     cfg.optimizer.eps = 1e-3  # as above
+    cfg.train.ema.enabled = True
     return cfg
 
 
@@ -177,7 +178,8 @@ def test_checkpoints_are_whole_and_go_on_either_way(tmp_path, uninterrupted, fir
     on_two_ranks(train_on_rank, cfg, True, None)
     found, expected = final(cfg), final(uninterrupted)
     assert found["iteration"] == expected["iteration"]
-    torch.testing.assert_close(found["model"], expected["model"], rtol=0, atol=1e-6)
+    for weights in ("model", "ema"):
+        torch.testing.assert_close(found[weights], expected[weights], rtol=0, atol=1e-6)
 
 
 def test_a_sharded_run_is_detected_with_and_continued_alone(tmp_path, uninterrupted):
@@ -187,6 +189,8 @@ def test_a_sharded_run_is_detected_with_and_continued_alone(tmp_path, uninterrup
     DetectionCheckpointer(model).load(str(file))
     saved = torch.load(file, weights_only=True)
     assert_same(dict(model.state_dict()), saved["model"])
+    best = torch.load(file.with_name("model_best.pth"), weights_only=True)
+    assert best["model"].keys() == saved["model"].keys()
     cfg.train.init_checkpoint = str(file)
     assert evaluate(cfg, console="off")
     # One process resumes it, of which train.parallel asks nothing.
