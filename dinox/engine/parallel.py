@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dinox.engine.process_group import timeout_of
 from dinox.engine.segments import find_segments
 from dinox.structures import Memory
 from dinox.utils.compat import fully_shard_api
@@ -31,7 +32,9 @@ _PARTS = ("backbone", "encoder", "decoder")
 
 
 def check_parallel(cfg: DictConfig) -> None:
-    """Raises ValueError for a ``train.parallel`` that there is not, or that does not go with other settings."""
+    """Raises ValueError for a ``train.parallel`` or ``train.timeout`` that there is not, or that does not go with other
+    settings."""
+    timeout_of(cfg)
     kind = OmegaConf.select(cfg, SETTING, default=None)
     if kind is None or kind == "ddp":
         return
