@@ -18,6 +18,8 @@ class DecoderLayer(nn.Module):
     self_attention: called as ``self_attention(states, positions, blocked)``. cross_attention: called by the decoder.
     """
 
+    is_segment = True  # see dinox/engine/segments.py
+
     def __init__(
         self,
         *,

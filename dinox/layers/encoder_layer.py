@@ -13,6 +13,8 @@ from dinox.structures import Memory
 class EncoderLayer(nn.Module):
     """Self-attention of the memory and feed-forward, each with a residual and a norm after it."""
 
+    is_segment = True  # see dinox/engine/segments.py
+
     def __init__(
         self,
         *,

@@ -90,6 +90,10 @@ class PlainViT(Backbone):
             cells = run_block(block, cells, attend, gradient_checkpointing=self.gradient_checkpointing)
         return {_OUTPUT: self.stage_norms[_OUTPUT](cells.permute(0, 3, 1, 2).contiguous())}
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's name for ``gradient_checkpointing``."""
+        self.gradient_checkpointing = enable
+
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for what follows the last block, 1 for the last block, one more
         for each block before, and most for the embeddings (ViTDet's rule)."""

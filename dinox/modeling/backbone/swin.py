@@ -115,6 +115,10 @@ class Swin(Backbone):
             cells = run_block(block, cells, attend, gradient_checkpointing=self.gradient_checkpointing)
         return cells
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's name for ``gradient_checkpointing``."""
+        self.gradient_checkpointing = enable
+
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for the norms of outputs, 1 for the last block, one more for
         each block before, and most for the patch embedding. Patch merging counts with the block that follows it."""
