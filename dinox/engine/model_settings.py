@@ -48,4 +48,7 @@ def _compile_options(train: DictConfig) -> CompileOptions | None:
         if name not in known:
             hint = did_you_mean(name, known)
             raise ValueError(f"{compilation.SETTING}: expected enabled, {', '.join(known)}, got {name!r}.{hint}")
-    return CompileOptions(**given) if enabled else None
+    if not enabled:  # torch's compiler, which takes a second to import, knows the backends
+        check_parts(given.get("parts", compilation.PARTS), compilation.PARTS, setting=f"{compilation.SETTING}.parts")
+        return None
+    return CompileOptions(**given)

@@ -3,13 +3,17 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from omegaconf import OmegaConf
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dinox.engine.activation_checkpointing import PARTS, checkpoint_activations, recompute_in_backward
 from dinox.engine.model_settings import apply_model_settings
 from dinox.layers import DecoderLayer, EncoderLayer
 from dinox.modeling import TimmBackbone, build_resnet
+from tests.modeling.test_distributed import TIME_LIMIT, free_port
 from tests.small_models import DINO, RCNN, build_small, make_input
 
 DROPOUT = ("model.encoder.dropout=0.1", "model.decoder.dropout=0.1")
@@ -208,6 +212,33 @@ def test_batch_norms_that_learn_would_count_twice(backbone):
     model.backbone = backbone()
     with pytest.raises(ValueError, match=r"'backbone' has batch norms that learn statistics .*norm=FrozenBN"):
         checkpoint_activations(model, ["backbone"])
+
+
+def train_on_a_rank(rank: int, port: int, folder: str) -> None:
+    """One rank has no objects. DDP notices a gradient that is missing in the next step."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    gradients = []
+    for parts in ((), PARTS):
+        model = build_small(DINO, *DROPOUT)
+        checkpoint_activations(model, parts)
+        ddp = DistributedDataParallel(model)  # without find_unused_parameters
+        for number in range(2):
+            torch.manual_seed(number)
+            ddp.zero_grad()
+            sum(ddp([make_input(64, 64, 3 * rank, seed=number)]).values()).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    torch.save(gradients, f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+def test_ranks_come_to_the_same_gradients(tmp_path):
+    mp.spawn(train_on_a_rank, (free_port(), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        once, twice = torch.load(tmp_path / f"{rank}.pth")
+        assert all(gradient is not None for gradient in twice.values())
+        torch.testing.assert_close(once, twice, rtol=0, atol=0)
 
 
 def test_the_setting_is_read_from_a_config():
