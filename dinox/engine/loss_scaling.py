@@ -46,7 +46,7 @@ class LossScaler(torch.amp.GradScaler):
         """The error's text. scale: with which the last step was skipped. where: its images."""
         return (
             f"gradients overflow in fp16 at iteration {iteration}, as in each of the {self.skipped_in_a_row - 1} "
-            f"iterations before, with a scale of {scale:g} for the loss (lr {lr:g}; {where}). These steps were skipped, "
+            f"iterations before, with a scale of {scale:g} for the loss (lr {lr:g}; {where}). These steps were skipped "
             "and saved checkpoints are intact. Train in bf16 (train.amp.dtype=bf16) or fp32 (train.amp.enabled=false), "
             "lower optimizer.lr, or allow more with train.amp.max_skips_in_a_row"
         )

@@ -32,6 +32,14 @@ def test_skipped_steps_are_a_metric_beside_the_scale():
     assert [step["grad_scale"] for step in steps] == [8, 8, 4, 2, 2, 1]  # with which the step was computed
 
 
+def test_a_skipped_step_has_not_updated_the_weights():
+    """Averages of weights ask for it."""
+    trainer, updated = make_fp16([1, 2]), []
+    trainer.after_step = lambda: updated.append(trainer.updated)
+    trainer.train(0, 4)
+    assert updated == [True, False, False, True]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_without_fp16_there_is_neither(precision):
     (step,) = run(make_trainer(precision=precision), 1)
