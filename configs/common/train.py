@@ -17,8 +17,16 @@ train = {
     # How optimizer.lr follows the batch size: "linear", "sqrt", or None for not at all. The reference is the batch that
     # optimizer.lr was chosen for.
     "lr_scaling": {"rule": None, "reference_batch_size": 16},
-    # bf16 or fp16 with fp32 islands. (detectron2's own script knows fp16 only and ignores dtype.)
-    "amp": {"enabled": False, "dtype": "bf16"},
+    # bf16 or fp16 with fp32 islands. (detectron2's own script knows fp16 only and ignores the rest.) In fp16, a step
+    # whose gradients overflow is skipped, counted as skipped_steps; more than max_skips_in_a_row are an error.
+    "amp": {"enabled": False, "dtype": "bf16", "max_skips_in_a_row": 20},
+    # Layers of these parts through torch.compile, for inputs of varying sizes.
+    "compile": {"enabled": False, "parts": ["encoder", "decoder"], "backend": "inductor", "dynamic": True},
+    # Of which parts, among backbone, encoder and decoder, activations are computed again in the backward pass instead
+    # of being kept: less memory, more time, the same gradients.
+    "activation_checkpointing": [],
+    # The same run twice gives the same weights (also --deterministic); without a seed it takes 0.
+    "deterministic": False,
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False, "fp16_compression": False},
     # Exponential moving average of the weights, which is what is evaluated. decay: DINO's code; detrex has 0.999,
     # Co-DETR's ViT-L 0.9999. warmup: steps, 0 for none; see dinox/engine/averaging.py.

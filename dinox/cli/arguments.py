@@ -15,6 +15,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks (also: DINOX_DEBUG=1)")
 
 
+def add_determinism_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="repeat runs bit for bit on the CPU (sets train.deterministic; the log says what does not on a GPU)",
+    )
+
+
 def add_config_safety_arguments(parser: argparse.ArgumentParser) -> None:
     """For commands that load configs, from files or from checkpoints: gives ``args.allow_targets``, a list."""
     parser.add_argument(
@@ -62,6 +70,7 @@ def run_options(args: argparse.Namespace, *, eval_only: bool) -> RunOptions:
         allow_targets=tuple(args.allow_targets),
         eval_only=eval_only,
         resume=args.resume,
+        deterministic=getattr(args, "deterministic", False),
         json_file=args.json_file,
         report_dir=getattr(args, "report", None),  # of evaluation only, as the next
         tta=TTAOptions.of(args),

@@ -136,6 +136,7 @@ class RunOptions:
     allow_targets: tuple[str, ...] = ()
     eval_only: bool = False
     resume: bool = False
+    deterministic: bool = False
     json_file: str | None = None
     report_dir: str | None = None
     tta: TTAOptions = field(default_factory=TTAOptions)
@@ -222,6 +223,8 @@ def _load_config(options: RunOptions) -> DictConfig:
     cfg = load_config(options.config_file, options.overrides, allow_targets=options.allow_targets)
     if options.report_dir is not None:
         _ask_for_report(cfg, options.report_dir)
+    if options.deterministic:
+        OmegaConf.update(cfg, "train.deterministic", True, force_add=True)
     return cfg
 
 

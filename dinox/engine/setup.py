@@ -22,9 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dinox.checkpoint.run_files import remove_leftovers_of_killed
+from dinox.engine.determinism import deterministic_seed
 from dinox.engine.logs import RunLog
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import check_accumulation
+from dinox.engine.model_settings import check_model_settings
 from dinox.engine.non_finite import check_non_finite
 from dinox.engine.options import check_options
 
@@ -35,6 +37,7 @@ _LEAST = {
     "train.accumulation_steps": 1,
     "train.log_period": 1,
     "train.eval_period": 0,  # none before the end
+    "train.amp.max_skips_in_a_row": 1,
     "train.checkpointer.period": 1,
     "train.checkpointer.max_to_keep": 1,
     "train.matching_metrics.period": 0,  # as eval_period
@@ -55,6 +58,7 @@ def check_settings(cfg: DictConfig) -> None:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ValueError(f"{key}: expected a whole number of at least {least}, got {value!r}")
     check_non_finite(OmegaConf.select(cfg, "train.non_finite"))
+    check_model_settings(cfg.train)
     batch, processes = OmegaConf.select(cfg, "dataloader.train.total_batch_size"), comm.get_world_size()
     if batch is not None and batch % processes:
         raise ValueError(
@@ -91,11 +95,13 @@ def resolve_device(configured: str, *, requested: str | None = None, setting: st
     return torch.device("cpu")
 
 
-def seed_everything(seed: int) -> int:
+def seed_everything(seed: int, *, deterministic: bool = False) -> int:
     """Seed Python, numpy and torch, differently on each rank. Returns the seed.
 
-    Negative: another one in each run, the same on all ranks, which is logged.
+    Negative: another one in each run, the same on all ranks, which is logged; ``deterministic``: always the same.
     """
+    if deterministic:
+        seed = deterministic_seed(seed)
     if seed < 0:
         seed = comm.all_gather(secrets.randbelow(2**31))[0]
         logger.info("No train.seed: the seed of this run is %d", seed)

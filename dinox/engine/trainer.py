@@ -11,6 +11,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from dinox.engine.loss_scaling import GRAD_SCALE, MAX_SKIPS_IN_A_ROW, OVERFLOW, SKIPPED_STEPS, LossScaler
 from dinox.engine.lr_scaling import unscaled_lr
 from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
 from dinox.engine.non_finite import BadStep, NonFiniteSteps, describe_images, is_finite
@@ -29,6 +30,9 @@ class Trainer(SimpleTrainer):
     skip the step together (see ``NonFiniteSteps``). A step may compute its gradients in parts (see
     ``dinox.engine.micro_batches``).
 
+    In fp16, a step whose scaled gradients overflow is skipped, by the optimizer alone: iterations, schedules of
+    learning rates (detectron2's hook) and data go on, as in detectron2. It counts in ``skipped_steps``.
+
     ``updated`` is False after a step that left the weights as they were because a loss or a gradient was not finite.
     """
 
@@ -42,10 +46,12 @@ class Trainer(SimpleTrainer):
         precision: str = "fp32",
         micro_batches: MicroBatches | None = None,
         non_finite: NonFiniteSteps | None = None,
+        max_skips_in_a_row: int = MAX_SKIPS_IN_A_ROW,
     ):
         """``precision``: "fp32", "bf16" or "fp16". ``device``: the model's. ``micro_batches``: None: batches as the
         loader gives them, without noise seeds. ``non_finite``: what is done about losses that are not finite; None:
-        they are an error, and no file is written."""
+        they are an error, and no file is written. ``max_skips_in_a_row``: that many steps may overflow in fp16 after
+        each other; more are a FloatingPointError."""
         if precision not in AUTOCAST_DTYPES:
             raise ValueError(f"train.amp.dtype: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
         super().__init__(model=model, data_loader=data_loader, optimizer=optimizer)
@@ -55,7 +61,9 @@ class Trainer(SimpleTrainer):
         self.device_type = torch.device(device).type
         self.autocast_dtype = AUTOCAST_DTYPES[precision]
         # bf16 has the range of fp32 and needs no scaling; a disabled scaler passes everything through.
-        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=self.autocast_dtype is torch.float16)
+        self.grad_scaler = LossScaler(
+            self.device_type, enabled=precision == "fp16", max_skips_in_a_row=max_skips_in_a_row
+        )
         self.micro_batches = micro_batches or MicroBatches()
 
     def run_step(self) -> None:
@@ -71,7 +79,7 @@ class Trainer(SimpleTrainer):
         grad_norm = self._clip_gradients()
 
         bad = self._record(losses, grad_norm=grad_norm, data_time=data_time)
-        self.updated = bad is None
+        self.updated = bad is None and not self.grad_scaler.skipped_in_a_row
         if bad is None:
             self.grad_scaler.step(self.optimizer)
         else:
@@ -115,7 +123,7 @@ class Trainer(SimpleTrainer):
 
     def _record(self, losses: Mapping[str, Tensor], *, grad_norm: Tensor, data_time: float) -> BadStep | None:
         """Store the step's scalars, averaged over ranks; or say which of them are not finite."""
-        scalars = {**losses, "grad_norm": grad_norm}
+        scalars = {**losses, "grad_norm": grad_norm, **self.grad_scaler.scalars(self.optimizer)}
         values = _gather(scalars, data_time)  # rank -> name -> value
         mean = {name: sum(rank[name] for rank in values) / len(values) for name in scalars}
         bad = [name for name in losses if not is_finite(mean[name])]
@@ -123,8 +131,8 @@ class Trainer(SimpleTrainer):
         if not bad and not self.grad_scaler.is_enabled() and not is_finite(mean["grad_norm"]):
             bad = ["grad_norm"]
         if bad:
-            lr = max(group["lr"] for group in self.optimizer.param_groups)
-            return BadStep(self.iter, values, bad, lr, self.grad_scaler.get_scale(), self.precision)
+            return BadStep(self.iter, values, bad, self._lr(), self.grad_scaler.get_scale(), self.precision)
+        self._count_skipped(mean, values)
         if comm.is_main_process():
             self.storage.put_scalar("data_time", max(rank["data_time"] for rank in values))
             self.storage.put_scalar("total_loss", sum(mean[name] for name in losses))
@@ -132,6 +140,22 @@ class Trainer(SimpleTrainer):
                 if is_finite(value):
                     self.storage.put_scalar(name, value)
         return None
+
+    def _count_skipped(self, mean: dict[str, float], values: list[dict[str, float]]) -> None:
+        """Turn OVERFLOW of a step's scalars into their count. Raises FloatingPointError if there were too many."""
+        if OVERFLOW not in mean:
+            return
+        scaler = self.grad_scaler
+        scaler.count(mean.pop(OVERFLOW) > 0)
+        mean[SKIPPED_STEPS] = float(scaler.skipped_steps)
+        if scaler.gave_up:
+            images = comm.all_gather(self.non_finite.images())
+            bad = [rank for rank, own in enumerate(values) if own[OVERFLOW] > 0]
+            where = "; ".join(f"rank {rank}: {images[rank]}" if len(images) > 1 else images[rank] for rank in bad)
+            raise FloatingPointError(scaler.explanation(self.iter, mean[GRAD_SCALE], self._lr(), where))
+
+    def _lr(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def state_dict(self) -> dict:
         own = {"grad_scaler": self.grad_scaler.state_dict(), "non_finite": self.non_finite.state_dict()}

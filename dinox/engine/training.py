@@ -6,7 +6,7 @@ Both functions check all that can be checked first; only then is the output fold
 import copy
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +30,14 @@ from dinox.data.skipping import SkippingLoader
 from dinox.data.workers import explained_losses_of_test_workers
 from dinox.engine.averaging import AveragedState, WeightAverage
 from dinox.engine.checkpoint_and_config import number_classes_like, warn_of_another_model
+from dinox.engine.determinism import deterministic_algorithms
 from dinox.engine.evaluations import Evaluations, Goals, check_metrics, copies_of_weights
 from dinox.engine.logs import Console, RunLog
+from dinox.engine.loss_scaling import MAX_SKIPS_IN_A_ROW
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.matching import MatchingMetricsHook
 from dinox.engine.micro_batches import MicroBatches, warn_of_batch_norms
+from dinox.engine.model_settings import apply_model_settings
 from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.parallel import check_parallel, make_parallel
 from dinox.engine.run_checkpoints import RunCheckpoints
@@ -79,7 +82,7 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
     FloatingPointError when the loss is not finite, and TrainingStopped, a SystemExit, when SIGTERM or Ctrl-C asked to
     stop: the step was finished and saved.
     """
-    with RunLog(console=console) as log, conversions_counted():
+    with RunLog(console=console) as log, conversions_counted(), ExitStack() as stack:
         _require(cfg, "model", "dataloader.train", "optimizer.params", "lr_multiplier", "train.max_iter")
         check_settings(cfg)
         check_parallel(cfg)
@@ -87,10 +90,11 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
         if not resume:
             _check_no_checkpoints(cfg.train.output_dir)
         resolved = resolve_device(cfg.train.device, requested=device)
+        deterministic = stack.enter_context(deterministic_algorithms(cfg.train.get("deterministic"), resolved))
         _check_data_once(cfg, training=True)
         evaluation = _prepare_evaluation(cfg) if "evaluator" in cfg.dataloader else None
         check_metrics(cfg, evaluation)
-        seed = seed_everything(cfg.train.get("seed", -1))
+        seed = seed_everything(cfg.train.get("seed", -1), deterministic=deterministic)
         run = _TrainingRun(cfg, device=resolved, resume=resume, evaluation=evaluation, seed=seed)
         if run.evaluations.has_ended:
             run.close()
@@ -125,13 +129,14 @@ def evaluate(
 
     Other arguments, results and errors as in ``train``; writes nothing but what ``dataloader.evaluator`` writes.
     """
-    with RunLog(console=console), conversions_counted():
+    with RunLog(console=console), conversions_counted(), ExitStack() as stack:
         _require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train.device")
         resolved = resolve_device(cfg.train.device, requested=device)
+        deterministic = stack.enter_context(deterministic_algorithms(cfg.train.get("deterministic"), resolved))
         weights = _weights_to_evaluate(cfg, resume)
         _check_data_once(cfg, training=False)
         evaluation = _prepare_evaluation(cfg)
-        seed_everything(cfg.train.get("seed", -1))
+        seed_everything(cfg.train.get("seed", -1), deterministic=deterministic)
         model = instantiate(cfg.model).to(resolved)
         load_weights(model, weights, purpose="evaluate", ema=cfg.train.get("use_ema_weights", True))
         drop_training_parts(model)
@@ -156,6 +161,7 @@ class _TrainingRun:
         if not isinstance(self.scheduler, ParamScheduler):
             raise ValueError(f"lr_multiplier: expected a fvcore ParamScheduler, got {type(self.scheduler).__name__}")
         self.model = cfg.optimizer.params.model = instantiate(cfg.model).to(device)
+        apply_model_settings(self.model, cfg.train)
         self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
         self.checkpointer.description = describe(cfg, _class_names(cfg))
         resuming = self._start_weights(resume)
@@ -183,6 +189,7 @@ class _TrainingRun:
             micro_batches=MicroBatches(
                 accumulation_steps=cfg.train.get("accumulation_steps") or 1, seed=lambda: self.run_state.seed
             ),
+            max_skips_in_a_row=cfg.train.amp.get("max_skips_in_a_row", MAX_SKIPS_IN_A_ROW),
         )
         self.checkpointer.add_checkpointable("trainer", self.trainer)
         self._evaluation = evaluation

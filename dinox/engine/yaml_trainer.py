@@ -29,9 +29,12 @@ from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.averaging import AveragedState, WeightAverage
+from dinox.engine.determinism import deterministic_algorithms
 from dinox.engine.evaluations import Evaluations, Goals, copies_of_weights
+from dinox.engine.loss_scaling import MAX_SKIPS_IN_A_ROW
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import MicroBatches
+from dinox.engine.model_settings import apply_model_settings
 from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
@@ -72,6 +75,7 @@ class DinoxTrainer(DefaultTrainer):
             self.max_iter = cfg.SOLVER.MAX_ITER
             self._lazy = lazy = lazy_config(cfg)
             check_settings(lazy)
+            self._deterministic = lazy.train.get("deterministic")
             check_output_folder_is_free(cfg.OUTPUT_DIR, setting="OUTPUT_DIR")
             if comm.is_main_process():
                 check_data(lazy)
@@ -96,6 +100,7 @@ class DinoxTrainer(DefaultTrainer):
 
     def _build_trainer(self, lazy: DictConfig, model: nn.Module) -> Trainer:
         device = next(model.parameters()).device
+        apply_model_settings(model, lazy.train)
         options = {"broadcast_buffers": False} | ({"device_ids": None} if device.type == "cpu" else {})
         optimizer = self.build_optimizer(self.cfg, model)
         self._lr_scaling = LRScaling.of(lazy)
@@ -110,6 +115,7 @@ class DinoxTrainer(DefaultTrainer):
             micro_batches=MicroBatches(
                 accumulation_steps=lazy.train.get("accumulation_steps") or 1, seed=lambda: self._run_state.seed
             ),
+            max_skips_in_a_row=lazy.train.amp.get("max_skips_in_a_row", MAX_SKIPS_IN_A_ROW),
         )
 
     # ---------------------------------------------------------------------------------------------------- what is built
@@ -205,7 +211,12 @@ class DinoxTrainer(DefaultTrainer):
                 return self._last_eval_results
             copies = copies_of_weights(self._lazy)
             check_space(self.cfg.OUTPUT_DIR, self.model, copies=copies, setting="OUTPUT_DIR")
-            with self._checkpoints.explained_losses_of_workers(), contextlib.suppress(StoppedEarly):
+            device = next(self.model.parameters()).device
+            with (
+                self._checkpoints.explained_losses_of_workers(),
+                contextlib.suppress(StoppedEarly),
+                deterministic_algorithms(self._deterministic, device),
+            ):
                 super().train()
             if isinstance(self.data_loader, SkippingLoader):
                 self.data_loader.summarise()

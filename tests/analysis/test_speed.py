@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dinox.analysis.speed import Workload, benchmark_matching, measure_speed, phase_columns
+from dinox.analysis.speed import Workload, benchmark_matching, measure_speed, phase_columns, rows
+from dinox.analysis.timing import PhaseTimes
 from tests.small_models import DINO, small_overrides
 
 OVERRIDES = small_overrides(DINO)
@@ -19,6 +20,26 @@ def test_a_training_step_is_split_into_phases_that_add_up():
     assert sum(columns.values()) == pytest.approx(row.seconds)  # of a single step, which is its own median
     assert row.images_per_second == pytest.approx(2 * row.steps_per_second)
     assert row.peak_bytes > 1e8  # torch alone takes that
+
+
+@pytest.mark.parametrize(("task", "recomputed"), [("step", {"encoder", "decoder"}), ("infer", set())])
+def test_settings_of_the_training_loop_apply(task, recomputed, monkeypatch):
+    built = []
+    monkeypatch.setattr(rows, "profile_phases", lambda model, **_: built.append(model) or PhaseTimes({}, 1.0, 1))
+    overrides = [
+        "train.activation_checkpointing=[encoder,decoder]",
+        "train.compile={enabled:true,parts:[decoder],backend:eager}",
+    ]
+    measure_speed(DINO, [*OVERRIDES, *overrides], workload(task))
+    parts = dict(built[0].named_children())
+    assert {name for name, part in parts.items() if any("forward" in vars(m) for m in part.modules())} == recomputed
+    compiled = {name for name, part in parts.items() if any(m._compiled_call_impl for m in part.modules())}
+    assert compiled == {"decoder"}
+
+
+def test_settings_that_are_none_are_errors():
+    with pytest.raises(ValueError, match="Did you mean 'encoder'"):
+        measure_speed(DINO, [*OVERRIDES, "train.activation_checkpointing=[encodr]"], workload())
 
 
 def test_detection_has_no_phases_of_training():

@@ -50,6 +50,15 @@ def test_train_then_eval(dinox, output_dir, tmp_path):
         ("train.init_checkpoint=nowhere.pth", ["nowhere.pth: no such file"]),
         ("schedule.epochs=0", ["epochs"]),
         ("train.max_iter=0", ["train.max_iter: expected a whole number of at least 1, got 0"]),
+        (
+            "train.amp.max_skips_in_a_row=0",
+            ["train.amp.max_skips_in_a_row: expected a whole number of at least 1, got"],
+        ),
+        ("train.activation_checkpointing=[encodr]", ["train.activation_checkpointing", "Did you mean 'encoder'"]),
+        ("train.activation_checkpointing=[encoder]", ["this model has no part 'encoder': it has backbone, box_head"]),
+        ("train.compile.parts=[encodr]", ["train.compile.parts", "Did you mean 'encoder'"]),
+        ("train.compile.enabled=true", ["train.compile.parts: this model has no part 'encoder'"]),
+        ("train.deterministic=2", ["train.deterministic", "expected true/false, got 2"]),
         ("dataloader.test.dataset.names=[dinox_tiny_val]", ["Give one name, dataloader.test.dataset.names=dinox_tin"]),
     ],
 )
@@ -172,6 +181,25 @@ def test_debugging_keeps_the_traceback(dinox, monkeypatch, way):
         arguments.insert(1, "--debug")
     with pytest.raises(ValueError, match=r"optimizer\.lrr"):
         dinox(*arguments)
+
+
+def test_deterministic_training_is_a_setting_of_the_config(dinox, output_dir):
+    code, _, err = dinox(
+        "train", "--config-file", TINY_CONFIG, "--deterministic", f"train.output_dir={output_dir}", "train.max_iter=1"
+    )
+    assert code == 0, err
+    assert "deterministic: true" in (output_dir / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("flags", [[], ["--deterministic"], ["--eval-only", "--deterministic"]])
+def test_train_net_takes_the_flag_too(flags, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "projects"))
+    import train_net
+
+    started = []
+    monkeypatch.setattr(train_net, "start", started.append)
+    train_net.main(["--config-file", TINY_CONFIG, *flags])
+    assert started[0].deterministic == ("--deterministic" in flags)
 
 
 @pytest.fixture(scope="module")

@@ -75,13 +75,18 @@ def note(name: str, waits: list[str]) -> None:
         waits.append(f"{Path(ours[-1].filename).name} {ours[-1].name}: {name}" if ours else name)
 
 
-def make_trainer(config: str, device: str = "cpu", parts: int = 1) -> Trainer:
+def make_trainer(config: str, device: str = "cpu", parts: int = 1, precision: str = "fp32") -> Trainer:
     model = build_small(config).to(device)
     inputs = [make_input(64, 96, 3), make_input(64, 96, 0, seed=1)]
     optimizer = ClippedAdamW(model.parameters(), lr=1e-4)
     micro_batches = MicroBatches(accumulation_steps=parts, seed=lambda: 0)
     trainer = Trainer(
-        model=model, data_loader=[inputs] * 3, optimizer=optimizer, device=device, micro_batches=micro_batches
+        model=model,
+        data_loader=[inputs] * 3,
+        optimizer=optimizer,
+        device=device,
+        precision=precision,
+        micro_batches=micro_batches,
     )
     trainer.iter, trainer.storage = 0, EventStorage()
     return trainer
@@ -96,6 +101,18 @@ def test_a_training_step_waits_for_each_matching_and_once_for_its_scalars(config
         with Copies(waits), Values(waits):
             trainer.run_step()
     assert waits == ["hungarian.py _costs_in_one_copy: cpu"] * parts + ["trainer.py _gather: tolist"]
+
+
+def test_fp16_waits_once_more_in_the_scaler(monkeypatch):
+    """For whether it skips the step. That the trainer counts it comes with the other scalars."""
+    monkeypatch.setattr(HungarianMatcher, "_costs_on_host", HungarianMatcher._costs_in_one_copy)
+    trainer, waits = make_trainer(DINO, precision="fp16"), []
+    with trainer.storage:
+        trainer.run_step()
+        with Copies(waits), Values(waits):
+            trainer.run_step()
+    assert waits[:2] == ["hungarian.py _costs_in_one_copy: cpu", "trainer.py _gather: tolist"]
+    assert waits[2:] == ["trainer.py run_step: _local_scalar_dense"]
 
 
 @pytest.mark.parametrize(

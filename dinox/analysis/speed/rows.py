@@ -20,6 +20,7 @@ from dinox.analysis.model_report import build_optimizer
 from dinox.analysis.parts import BETWEEN
 from dinox.analysis.timing import POSTPROCESSING, PREPROCESSING, PhaseTimes, Repetitions, profile_phases
 from dinox.config import load_config
+from dinox.engine.model_settings import apply_model_settings, check_model_settings
 from dinox.engine.trainer import AUTOCAST_DTYPES
 
 Task = Literal["step", "infer"]
@@ -121,6 +122,9 @@ def measure_speed(
         raise ValueError(f"{config}: this config has no model to measure (found: {', '.join(cfg)})")
     torch.manual_seed(0)
     model = instantiate(cfg.model).to(workload.device)
+    if "train" in cfg:
+        check_model_settings(cfg.train)
+        apply_model_settings(model, cfg.train, training=workload.task == "step")
     times = profile_phases(
         model,
         **_batches(config, cfg, workload),

@@ -94,6 +94,10 @@ class PlainViT(Backbone):
         """For FSDP: what holds most weights, and is called as a module (blocks are not)."""
         return shards_of_blocks(self.network.blocks)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's name for ``gradient_checkpointing``."""
+        self.gradient_checkpointing = enable
+
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for what follows the last block, 1 for the last block, one more
         for each block before, and most for the embeddings (ViTDet's rule)."""

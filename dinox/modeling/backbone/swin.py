@@ -125,6 +125,10 @@ class Swin(Backbone):
         """For FSDP: what holds most weights, and is called as a module (blocks are not)."""
         return shards_of_blocks([block for stage in self.network.layers for block in stage.blocks])
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's name for ``gradient_checkpointing``."""
+        self.gradient_checkpointing = enable
+
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for the norms of outputs, 1 for the last block, one more for
         each block before, and most for the patch embedding. Patch merging counts with the block that follows it."""

@@ -101,6 +101,10 @@ class TimmBackbone(Backbone):
         """For FSDP: stem and stages."""
         return [child for child in self.network.children() if any(True for _ in child.parameters())]
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's name for ``gradient_checkpointing``."""
+        self.network.set_grad_checkpointing(enable)
+
     def layers_to_output(self) -> dict[str, int]:
         """For layer-wise learning rates: parameter -> 0 for the norms of outputs, 1 for the last stage, one more for
         each stage before, and most for the stem."""
