@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from dinox.data.conversions import count_conversions_of
 from dinox.data.errors import DataError
+from dinox.utils.distributed import long_wait
 from dinox.utils.progress import evaluation_progress
 
 logger = logging.getLogger(__name__)
@@ -35,8 +36,10 @@ def evaluate_model(
     only the first gets results, the others an empty dict.
     """
     evaluators = [evaluator] if isinstance(evaluator, DatasetEvaluator) else [*evaluator]
-    evaluators = [*map(_KnownClasses, evaluators), *map(_PrintsToLog, evaluators), _DetectionCounter()]
-    results = inference_on_dataset(model, _WithProgress(data_loader), DatasetEvaluators(evaluators))
+    with long_wait() as wait:
+        scoring = [*map(_PrintsToLog, evaluators), _WaitForFirstRank(wait)]
+        evaluators = [*map(_KnownClasses, evaluators), *scoring, _DetectionCounter()]
+        results = inference_on_dataset(model, _WithProgress(data_loader), DatasetEvaluators(evaluators))
     if not comm.is_main_process():
         return {}
     print_csv_format({task: metrics for task, metrics in results.items() if task != _TASK})
@@ -95,6 +98,17 @@ class _PrintsToLog(DatasetEvaluator):
         if printed.getvalue():
             logger.info("%s", printed.getvalue().rstrip())
         return results
+
+
+class _WaitForFirstRank(DatasetEvaluator):
+    """Behind the evaluators whose scores the first rank computes alone, of LVIS for many minutes."""
+
+    def __init__(self, wait: Callable[[], None]):
+        self._wait = wait
+
+    def evaluate(self) -> dict[str, Any]:
+        self._wait()
+        return {}
 
 
 class _WithProgress:

@@ -1,8 +1,14 @@
 """Numbers that all ranks have to agree on; every function returns its argument when training is not distributed."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LONG_WAIT = timedelta(hours=6)
 
 
 def world_size() -> int:
@@ -26,3 +32,17 @@ def max_across_ranks(value: int) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
+
+
+@contextmanager
+def long_wait(limit: timedelta = LONG_WAIT) -> Iterator[Callable[[], None]]:
+    """Yields a barrier for work that one rank does alone and that takes longer than ranks wait for each other else.
+
+    To be entered by all ranks before that work begins.
+    """
+    if world_size() == 1:
+        yield lambda: None
+        return
+    group = dist.new_group(backend="gloo", timeout=limit)
+    yield lambda: dist.barrier(group)
+    dist.destroy_process_group(group)  # not after an error, where others may still be in it
