@@ -175,7 +175,7 @@ class Evaluations(hooks.EvalHook):
         results = comm.all_gather(dict(results))[0]
         best, stopping = self._goals.best, self._goals.stopping
         if best is not None and _is_default_and_missing(best, results):
-            logger.error("NO %s WRITTEN: %s", BEST, unknown_metric(best.setting, best.metric, list(results)))
+            logger.error("NO %s.pth WRITTEN: %s", BEST, unknown_metric(best.setting, best.metric, list(results)))
             best = None
         values = {goal.setting: goal.read(results) for goal in (best, stopping) if goal is not None}
         if stopping is not None:
@@ -193,10 +193,10 @@ class Evaluations(hooks.EvalHook):
             error = str(caught)
         error = comm.all_gather(error)[0]
         if error is not None:
-            logger.error("NO %s WRITTEN, though %s is the best so far, %.4f: %s", BEST, best.metric, value, error)
+            logger.error("NO %s.pth WRITTEN, though %s is the best so far, %.4f: %s", BEST, best.metric, value, error)
             return
         before = "" if best.value is None else f" (before: {best})"
-        logger.info("%s is the best so far, %.4f: written to %s%s", best.metric, value, BEST, before)
+        logger.info("%s is the best so far, %.4f: written to %s.pth%s", best.metric, value, BEST, before)
         best.update(value, iterations)
 
     # ------------------------------------------------------------------------------------------------------- the record

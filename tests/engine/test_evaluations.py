@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_former_best_and_is_told(cfg, scripted, monkeypat
     monkeypatch.setattr(whole_files, "_flush_to_disk", no_space)
     train(cfg)
     out = capsys.readouterr().out
-    assert out.count("NO model_best WRITTEN, though bbox/AP is the best so far") == 2
+    assert out.count("NO model_best.pth WRITTEN, though bbox/AP is the best so far") == 2
     assert "No space left on device" in out
     assert read(cfg, "model_best")["best"]["value"] == 2.5  # better than what is there
 
@@ -204,7 +204,7 @@ def test_an_evaluator_without_the_metric_that_nobody_asked_for_ends_no_run(cfg, 
     scripted(*[1.0] * 5, metric="accuracy")
     assert train(cfg)["accuracy"] == 1.0
     assert (
-        "NO model_best WRITTEN: train.best_checkpoint.metric: evaluation gives no 'bbox/AP'" in capsys.readouterr().out
+        "NO model_best.pth WRITTEN: train.best_checkpoint.metric: evaluation gives no 'bbox/AP'" in capsys.readouterr().out
     )
     assert not path(cfg, "model_best.pth").exists()
 
