@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -32,7 +33,7 @@ from scipy.optimize import linear_sum_assignment
 from dinox.structures import BACKGROUND
 
 _FEWEST_COLUMNS = 12  # with fewer there is too little to win
-_MOST_KEPT = 1 / 3  # share of the queries above which leaving out the others does not pay
+_MOST_NEAR = 3 / 4  # share of the queries that may matter, above which finding out does not pay
 _MOST_THREADS = 8
 _ROUNDING = 1e-9  # of the largest cost: sums of float64 are far closer, costs that differ in float32 far apart
 
@@ -40,31 +41,77 @@ _ROUNDING = 1e-9  # of the largest cost: sums of float64 are far closer, costs t
 def solve_assignments(problems: Iterable[tuple[np.ndarray, int]]) -> list[np.ndarray | None]:
     """:func:`solve_assignment` of every (cost, repeats), None where a cost is not finite.
 
-    Runs in threads, which scipy's solver leaves free to run at once, while the iterable makes the next problem.
+    scipy's solver runs in threads, where it needs nothing of Python's; all else is many small steps of numpy, which
+    would be in each other's way there.
     """
-    found = []
-    for cost, repeats in problems:
-        is_small = cost.shape[1] * repeats < _FEWEST_COLUMNS  # solved before a thread would have begun
-        found.append(_solve_finite(cost, repeats) if is_small else _threads().submit(_solve_finite, cost, repeats))
-    return [each.result() if isinstance(each, Future) else each for each in found]
+    begun = [_begin(cost, repeats) if np.isfinite(cost).all() else None for cost, repeats in problems]
+    checked = [each and _check(each) for each in begun]  # where it failed, scipy is at work again
+    return [each and each.target_index() for each in checked]
 
 
 def solve_assignment(cost: np.ndarray, repeats: int = 1) -> np.ndarray:
     """(N, M) finite costs -> (N,) int64, the object of every query or -1: those of ``linear_sum_assignment`` on
     ``np.tile(cost, repeats)``, in a fraction of the time. With more columns than queries, all queries are matched.
     """
-    num_queries, num_objects = cost.shape
-    num_columns = num_objects * repeats
-    if _FEWEST_COLUMNS <= num_columns < num_queries:
-        kept = queries_that_matter(cost, num_columns)
-        if len(kept) <= _MOST_KEPT * num_queries:
-            few = cost[kept].astype(np.float64)
-            found = _solve(few, repeats)
-            if is_only_best(few, found):
-                target_index = np.full(num_queries, BACKGROUND)
-                target_index[kept] = found
-                return target_index
-    return _solve(cost, repeats)
+    return _check(_begin(cost, repeats)).target_index()
+
+
+@dataclass(frozen=True)
+class _Solving:
+    """A problem that scipy is at work on. cost: (N, M). kept: (n,) the queries that scipy sees, None = all."""
+
+    cost: np.ndarray
+    repeats: int
+    kept: np.ndarray | None
+    found: np.ndarray | Future
+
+    def target_index(self) -> np.ndarray:
+        """(N,), when scipy is done."""
+        found = self.of_kept()
+        if self.kept is None:
+            return found
+        target_index = np.full(len(self.cost), BACKGROUND)
+        target_index[self.kept] = found
+        return target_index
+
+    def of_kept(self) -> np.ndarray:
+        """(n,), when scipy is done."""
+        return self.found.result() if isinstance(self.found, Future) else self.found
+
+
+def _begin(cost: np.ndarray, repeats: int) -> _Solving:
+    num_queries, num_columns = len(cost), cost.shape[1] * repeats
+    if num_columns < _FEWEST_COLUMNS:  # solved before a thread would have begun
+        return _Solving(cost, repeats, None, _solve(cost, repeats))
+    if num_columns < num_queries:
+        near = queries_that_may_matter(cost, num_columns)
+        if len(near) <= _MOST_NEAR * num_queries:
+            kept = near[queries_that_matter(cost[near], num_columns)]
+            return _Solving(cost, repeats, kept, _threads().submit(_solve, cost[kept], repeats))
+    return _begin_with_all(cost, repeats)
+
+
+def _begin_with_all(cost: np.ndarray, repeats: int) -> _Solving:
+    return _Solving(cost, repeats, None, _threads().submit(_solve, cost, repeats))
+
+
+def _check(solving: _Solving) -> _Solving:
+    """Begins anew with all queries where another assignment may cost as little."""
+    cost, kept = solving.cost, solving.kept
+    if kept is None or is_only_best(cost[kept].astype(np.float64), solving.of_kept()):
+        return solving
+    return _begin_with_all(cost, solving.repeats)
+
+
+def queries_that_may_matter(cost: np.ndarray, num_columns: int) -> np.ndarray:
+    """Indices, ascending, of queries among which are all that matter, at a glance.
+
+    An object's C cheapest queries are no dearer to it than its dearest of *any* C queries; here, of those that are
+    cheap for all objects together.
+    """
+    some = np.argpartition(cost.sum(axis=1), num_columns - 1)[:num_columns]
+    limits = cost[some].max(axis=0) + _rounding(cost)
+    return np.flatnonzero((cost <= limits).any(axis=1))
 
 
 def queries_that_matter(cost: np.ndarray, num_columns: int) -> np.ndarray:
@@ -82,15 +129,27 @@ def is_only_best(cost: np.ndarray, target_index: np.ndarray) -> bool:
     the same.
     """
     weights = _exchange_costs(cost, target_index)
-    distances = np.zeros(len(weights))
-    for _ in range(len(weights)):  # Bellman and Ford: as many steps as the longest path has edges, mostly a few
-        shorter = np.minimum(distances, (distances[:, None] + weights).min(axis=0))
-        if np.array_equal(shorter, distances):
-            break
-        distances = shorter
+    distances, steps = _shortest_distances(weights)
     tight = weights + distances[:, None] - distances <= _rounding(cost)
     np.fill_diagonal(tight, False)
-    return _has_no_cycle(tight)
+    only_forwards = not (tight & (steps[:, None] >= steps)).any()  # as are those of the shortest paths themselves
+    return only_forwards or _has_no_cycle(tight)
+
+
+def _shortest_distances(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From anywhere to each of V nodes, and in which step they were found: (V,), (V,). weights: (V, V), 0 on the
+    diagonal (Bellman and Ford: as many steps as the longest of the shortest paths has edges).
+    """
+    distances, steps = np.zeros(len(weights)), np.zeros(len(weights), dtype=np.int64)
+    through = np.empty_like(weights)
+    for step in range(1, len(weights) + 1):
+        shortest = np.add(weights, distances[:, None], out=through).min(axis=0)
+        shorter = shortest < distances
+        if not shorter.any():
+            break
+        steps[shorter] = step
+        distances = shortest
+    return distances, steps
 
 
 def _exchange_costs(cost: np.ndarray, target_index: np.ndarray) -> np.ndarray:
@@ -126,13 +185,18 @@ def _has_no_cycle(edges: np.ndarray) -> bool:
 
 def _solve(cost: np.ndarray, repeats: int) -> np.ndarray:
     target_index = np.full(len(cost), BACKGROUND)
-    queries, columns = linear_sum_assignment(np.tile(cost, repeats))
+    columns, queries = _solve_by_column(cost.T, repeats)
     target_index[queries] = columns % max(cost.shape[1], 1)
     return target_index
 
 
-def _solve_finite(cost: np.ndarray, repeats: int) -> np.ndarray | None:
-    return solve_assignment(cost, repeats) if np.isfinite(cost).all() else None
+def _solve_by_column(by_object: np.ndarray, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    """by_object: (M, N) -> the matched columns of ``repeats`` times M, and their queries."""
+    by_column = np.tile(by_object, (repeats, 1))
+    if by_column.shape[0] < by_column.shape[1]:
+        return linear_sum_assignment(by_column)  # what scipy makes of more rows than columns
+    queries, columns = linear_sum_assignment(by_column.T)
+    return columns, queries
 
 
 @cache

@@ -3,6 +3,9 @@
 Legend: A prediction sets, B images, N queries, K classes, M targets (padded; padded columns are never used).
 Every cost is called as ``cost(logits, boxes, targets)`` with logits (A, B, N, K), boxes (A, B, N, 4) normalised
 cxcywh, and returns (A, B, N, M), its weight included.
+
+In memory the costs here lie object by object, as (A, B, M, N): what is broadcast over pairs then runs along many
+queries, not along few objects, which is 2 to 3 times as fast. Other layouts are as right.
 """
 
 import torch
@@ -23,9 +26,17 @@ def focal_cost(probability: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) 
 
 
 def at_target_labels(values: Tensor, targets: Targets) -> Tensor:
-    """Pick the target's class: values (A, B, N, K) -> (A, B, N, M)."""
+    """Pick the target's class: values (A, B, N, K) -> (A, B, N, M), new memory."""
     labels = targets.labels[None, :, None].expand(*values.shape[:3], -1)  # (A, B, N, M)
-    return values.gather(-1, labels)
+    return values.gather(-1, labels).mT.contiguous().mT
+
+
+def corners_of_pairs(boxes: Tensor, target_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """boxes (..., N, 4), target_boxes (..., M, 4) cxcywh -> (..., 1, N, 4), (..., M, 1, 4) xyxy, to be broadcast to
+    (..., M, N). Each corner's coordinates lie side by side in memory.
+    """
+    corners = cxcywh_to_xyxy(boxes).mT.contiguous().mT
+    return corners[..., None, :, :], cxcywh_to_xyxy(target_boxes.to(boxes))[..., None, :]
 
 
 class FocalCost:
@@ -46,7 +57,7 @@ class SoftmaxCost:
         self.weight = weight
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        return -self.weight * at_target_labels(logits.softmax(-1), targets)
+        return at_target_labels(logits.softmax(-1), targets).mul_(-self.weight)
 
 
 class L1Cost:
@@ -57,7 +68,7 @@ class L1Cost:
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         wanted = targets.boxes.to(boxes).expand(len(boxes), -1, -1, -1)  # (A, B, M, 4)
-        return self.weight * torch.cdist(boxes, wanted, p=1)
+        return torch.cdist(wanted, boxes, p=1).mul_(self.weight).mT
 
 
 class GIoUCost:
@@ -68,7 +79,7 @@ class GIoUCost:
         self.weight = weight
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        return -self.weight * generalized_box_iou(*_corners_of_pairs(boxes, targets))
+        return generalized_box_iou(*corners_of_pairs(boxes, targets.boxes)).mul_(-self.weight).mT
 
 
 class ExactGIoUCost:
@@ -79,9 +90,4 @@ class ExactGIoUCost:
         self.weight = weight
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
-        return -self.weight * exact_generalized_box_iou(*_corners_of_pairs(boxes, targets))
-
-
-def _corners_of_pairs(boxes: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """(A, B, N, 1, 4) and (B, 1, M, 4) xyxy, to be broadcast."""
-    return cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(targets.boxes.to(boxes))[:, None]
+        return exact_generalized_box_iou(*corners_of_pairs(boxes, targets.boxes)).mul_(-self.weight).mT

@@ -3,7 +3,8 @@
 Legend: A prediction sets, B images, N queries, K classes, M targets.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
 
 import numpy as np
 import torch
@@ -43,13 +44,13 @@ class HungarianMatcher:
 
         Returns, per group, target_index (A, B, N) int64 on the device of the logits: the matched target, -1 =
         background. All cost matrices travel to the host in one copy, the only time that it waits for the device, and
-        all results back in another. Matrices are solved in threads; on the CPU, while the next ones are computed.
+        all results back in another. Matrices are solved in threads.
 
         Raises:
             NonFiniteCosts: a cost is NaN or infinite; names the term, the prediction set and the image.
         """
         repeats = repeats or [1] * len(predictions)
-        groups = zip(self._costs_on_host(predictions, targets), repeats, strict=True)
+        groups = zip(self.costs_on_host(predictions, targets), repeats, strict=True)
         found = solve_assignments(
             (matrix[b, :, :count].numpy(), times)
             for matrices, times in groups
@@ -64,28 +65,23 @@ class HungarianMatcher:
     def cost_matrix(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """(A, B, N, M) total cost."""
         logits, boxes = at_least_float32(logits), at_least_float32(boxes)
-        return sum(cost(logits, boxes, targets) for cost in self.costs.values())
+        return reduce(torch.add, (cost(logits, boxes, targets) for cost in self.costs.values()))
 
-    def _costs_on_host(
+    def costs_on_host(
         self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets
-    ) -> Iterable[Iterable[Tensor]]:
-        """By group and prediction set: (B, N, M)."""
+    ) -> Sequence[Sequence[Tensor]]:
+        """By group and prediction set: (B, N, M). From a device they come in one copy; on the CPU they are computed
+        set by set, since a cache's worth is computed faster.
+        """
         if predictions[0][0].device.type == "cpu":
-            return self._costs_set_by_set(predictions, targets)
-        return self._costs_in_one_copy(predictions, targets)
-
-    def _costs_set_by_set(
-        self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets
-    ) -> Iterable[Iterable[Tensor]]:
-        """A cache's worth is computed faster, and is solved while the next one is computed."""
-        for logits, boxes in predictions:
-            yield (self.cost_matrix(logits[a, None], boxes[a, None], targets)[0] for a in range(len(logits)))
-
-    def _costs_in_one_copy(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[Tensor]:
+            return [
+                [self.cost_matrix(logits[a, None], boxes[a, None], targets)[0] for a in range(len(logits))]
+                for logits, boxes in predictions
+            ]
         matrices = [self.cost_matrix(logits, boxes, targets) for logits, boxes in predictions]
-        flat = torch.cat([m.flatten() for m in matrices]).cpu()
+        flat = torch.cat([m.mT.flatten() for m in matrices]).cpu()  # as they mostly lie in memory
         sizes = [m.numel() for m in matrices]
-        return [piece.view(m.shape) for piece, m in zip(flat.split(sizes), matrices, strict=True)]
+        return [piece.view(m.mT.shape).mT for piece, m in zip(flat.split(sizes), matrices, strict=True)]
 
     def _explain_non_finite(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> str:
         for group, (logits, boxes) in enumerate(predictions):

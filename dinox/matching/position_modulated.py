@@ -6,8 +6,8 @@ Legend: A prediction sets, B images, N queries, K classes, M targets (padded), G
 import torch
 from torch import Tensor
 
-from dinox.matching.costs import at_target_labels, focal_cost
-from dinox.structures import Targets, cxcywh_to_xyxy, generalized_box_iou
+from dinox.matching.costs import at_target_labels, corners_of_pairs, focal_cost
+from dinox.structures import Targets, generalized_box_iou
 from dinox.utils.ranges import check_range
 
 _NORMALISATION_EPS = 1e-8  # beside the largest s' of an image, as the authors' code
@@ -17,8 +17,8 @@ def positional_scores(boxes: Tensor, target_boxes: Tensor) -> Tensor:
     """(GIoU + 1) / 2 in [0, 1], pairwise: boxes (..., N, 4), target_boxes (..., M, 4) normalised cxcywh, whose leading
     dimensions broadcast -> (..., N, M).
     """
-    predicted, wanted = cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(target_boxes.to(boxes))[..., None, :, :]
-    return ((generalized_box_iou(predicted, wanted) + 1) / 2).clamp(0, 1)
+    giou = generalized_box_iou(*corners_of_pairs(boxes, target_boxes))  # (..., M, N)
+    return ((giou + 1) / 2).clamp(0, 1).mT
 
 
 class PositionModulatedCost:

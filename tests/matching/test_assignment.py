@@ -9,7 +9,13 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from dinox.matching import assignment
-from dinox.matching.assignment import is_only_best, queries_that_matter, solve_assignment, solve_assignments
+from dinox.matching.assignment import (
+    is_only_best,
+    queries_that_matter,
+    queries_that_may_matter,
+    solve_assignment,
+    solve_assignments,
+)
 
 
 def scipys(cost: np.ndarray, repeats: int = 1) -> np.ndarray:
@@ -65,20 +71,34 @@ def test_costs_without_ties_are_solved_on_few_queries(monkeypatch):
     cost, solved = correlated(np.random.default_rng(0), 900, 50), []
     watch_scipy(monkeypatch, solved)
     solve_assignment(cost)
-    assert len(solved) == 1 and solved[0][0] < 150
+    assert len(solved) == 1 and solved[0][1] < 150
 
 
 def test_ties_are_left_to_scipy_with_all_queries(monkeypatch):
     cost, solved = np.repeat(correlated(np.random.default_rng(0), 450, 50), 2, axis=0), []
     watch_scipy(monkeypatch, solved)
     solve_assignment(cost)
-    assert solved[-1] == (900, 50)
+    assert solved[-1] == (50, 900)
+
+
+def test_where_objects_want_different_queries_scipy_gets_all_at_once(monkeypatch):
+    cost, solved = KINDS["random"](np.random.default_rng(0), 900, 50), []
+    watch_scipy(monkeypatch, solved)
+    solve_assignment(cost)
+    assert solved == [(50, 900)]
 
 
 def test_queries_that_matter_are_each_objects_cheapest_and_what_costs_as_little():
     cost = np.array([[0, 9], [1, 8], [2, 7], [2, 6], [3, 5], [9, 6]], dtype=np.float32)
     # Two columns: 0 and 1 for the first object; for the second the 5, and both queries that cost 6.
     assert queries_that_matter(cost, 2).tolist() == [0, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_columns", [20, 40])
+def test_a_glance_misses_no_query_that_matters(kind, num_columns):
+    cost = KINDS[kind](np.random.default_rng(0), 150, 20)
+    assert set(queries_that_matter(cost, num_columns)) <= set(queries_that_may_matter(cost, num_columns))
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
@@ -104,6 +124,14 @@ def test_problems_that_are_not_finite_are_told_apart():
     found = solve_assignments(iter(problems))
     assert [each is None for each in found] == [False, True, True, False]
     assert np.array_equal(found[0], scipys(problems[0][0]))
+
+
+def test_problems_solved_together_are_each_solved_as_alone():
+    """Few and many objects, costs with and without ties, which are begun anew while others are checked."""
+    random = np.random.default_rng(0)
+    problems = [(make(random, 150, m), times) for make in KINDS.values() for m in (3, 20) for times in (1, 3)]
+    for found, problem in zip(solve_assignments(iter(problems)), problems, strict=True):
+        assert np.array_equal(found, scipys(*problem))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")

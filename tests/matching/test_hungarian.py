@@ -116,6 +116,17 @@ def test_a_cost_that_is_not_finite_is_named(matcher, part, name):
         matcher([predictions], make_targets(2, 2))
 
 
+def test_costs_may_lie_in_memory_as_they_like(matcher):
+    """Other people's lie query by query, not object by object."""
+    by_query = HungarianMatcher(
+        class_cost=lambda *inputs: matcher.costs["class_cost"](*inputs).contiguous(),
+        bbox_cost=L1Cost(),
+        giou_cost=lambda *inputs: matcher.costs["giou_cost"](*inputs).contiguous(),
+    )
+    predictions, targets = make_predictions(queries=60), make_targets(20, 3)
+    assert torch.equal(by_query([predictions], targets)[0], matcher([predictions], targets)[0])
+
+
 def test_a_matcher_without_costs_is_an_error():
     with pytest.raises(ValueError, match="at least one of class_cost, bbox_cost, giou_cost"):
         HungarianMatcher(class_cost=None, bbox_cost=None, giou_cost=None)

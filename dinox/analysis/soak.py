@@ -1,0 +1,172 @@
+"""Whether training's memory grows: a run of the command that users run, watched from outside, step after step.
+
+A process's resident memory is all that it has in RAM. What the workers share with the process that forked them counts
+in each of them; in the proportional memory, one n-th of what n processes share counts in each, so that its sum is what
+the run takes of the machine.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+TRAINING = "training"
+"""Name of the process that trains; those that load its data are "worker 1", ..."""
+
+_POLL = 0.01  # seconds, a fraction of a step
+_PATIENCE = 60  # seconds that a stopped run has to save and end
+_LOG_TAIL = 2000  # characters
+
+
+@dataclass(frozen=True)
+class MemorySample:
+    """Bytes by process, after a step (from 1)."""
+
+    step: int
+    resident: dict[str, int]
+    proportional: dict[str, int]
+
+
+@dataclass(frozen=True)
+class SoakReport:
+    """samples: one of every step that the watcher saw. from_step: earlier ones do not count in slopes."""
+
+    config: str
+    overrides: tuple[str, ...]
+    workers: int
+    from_step: int
+    samples: tuple[MemorySample, ...]
+
+    @property
+    def counted(self) -> tuple[MemorySample, ...]:
+        return tuple(sample for sample in self.samples if sample.step >= self.from_step)
+
+    def slopes(self) -> dict[str, float]:
+        """Bytes per 100 steps, by process, and "total" and "proportional total" of all."""
+        steps = [sample.step for sample in self.counted]
+        rows = [
+            {
+                **sample.resident,
+                "total": sum(sample.resident.values()),
+                "proportional total": sum(sample.proportional.values()),
+            }
+            for sample in self.counted
+        ]
+        return {name: slope_per_100_steps(steps, [row.get(name, 0) for row in rows]) for name in rows[0]}
+
+
+def slope_per_100_steps(steps: Sequence[int], values: Sequence[float]) -> float:
+    """Least squares."""
+    return 100 * float(np.polyfit(steps, values, deg=1)[0])
+
+
+def soak(
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    steps: int = 300,
+    from_step: int = 100,
+    workers: int = 2,
+    on_sample: Callable[[MemorySample], None] | None = None,
+) -> SoakReport:
+    """``dinox train`` of a config, a file or a name in the model zoo, for so many steps, in a temporary folder.
+
+    Raises:
+        ValueError: no 2 steps to count; not Linux, whose /proc is read; or the training failed, with its last words.
+    """
+    if not 1 <= from_step < steps:
+        raise ValueError(f"from_step: expected 1 to {steps - 1}, a step before the last, got {from_step}")
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise ValueError(f"soak reads memory from Linux's /proc/PID/smaps_rollup, which {sys.platform} does not have")
+    samples = []
+    with tempfile.TemporaryDirectory(prefix="dinox-soak-") as folder:
+        for sample in _watch(_command(config, overrides, steps, workers, folder), Path(folder), steps):
+            samples.append(sample)
+            if on_sample is not None:
+                on_sample(sample)
+    return SoakReport(config, tuple(overrides), workers, from_step, tuple(samples))
+
+
+def _command(config: str, overrides: Sequence[str], steps: int, workers: int, folder: str) -> list[str]:
+    own = {
+        "train.output_dir": f"{folder}/run",
+        "train.max_iter": 2 * steps,  # it is stopped before
+        "train.log_period": 1,
+        "dataloader.train.num_workers": workers,
+    }
+    settings = [f"{key}={value}" for key, value in own.items()]
+    return [sys.executable, "-m", "dinox", "train", "--config-file", config, *overrides, *settings]
+
+
+def _watch(command: Sequence[str], folder: Path, steps: int) -> Iterator[MemorySample]:
+    """Starts the run, yields a sample after each step, stops it after the last one."""
+    with (folder / "log.txt").open("w") as log:
+        training = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        for step in _steps(folder / "run" / "metrics.json", still_runs=lambda: training.poll() is None):
+            yield _sample(training.pid, step)
+            if step >= steps:
+                return
+        last_words = (folder / "log.txt").read_text(errors="replace")[-_LOG_TAIL:]
+        raise ValueError(f"training ended before step {steps}, with exit code {training.returncode}:\n{last_words}")
+    finally:
+        training.terminate()
+        try:
+            training.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            training.kill()
+            training.wait()
+
+
+def _steps(metrics: Path, *, still_runs: Callable[[], bool]) -> Iterator[int]:
+    """Number of the last step, from 1, whenever there is a new one."""
+    last, seen = 0, 0
+    while still_runs():
+        time.sleep(_POLL)
+        if not metrics.exists() or metrics.stat().st_size == seen:
+            continue
+        with metrics.open("rb") as file:
+            file.seek(seen)
+            lines = file.read()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        seen += len(whole)
+        if whole:
+            step = json.loads(whole.splitlines()[-1])["iteration"] + 1
+            if step > last:
+                last = step
+                yield step
+
+
+def _sample(pid: int, step: int) -> MemorySample:
+    names = {TRAINING: pid} | {f"worker {n}": child for n, child in enumerate(_children(pid), start=1)}
+    memory = {name: _memory(each) for name, each in names.items()}
+    return MemorySample(
+        step=step,
+        resident={name: found["Rss"] for name, found in memory.items() if found},
+        proportional={name: found["Pss"] for name, found in memory.items() if found},
+    )
+
+
+def _children(pid: int) -> list[int]:
+    """Process ids, in the order of their start."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return sorted(int(child) for thread in threads for child in (thread / "children").read_text().split())
+    except OSError:  # a thread, or all of it, has ended meanwhile
+        return []
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """Bytes: "Rss", "Pss"; nothing of a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return {}
+    found = {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in map(str.split, lines)}
+    return {name: found[name] for name in ("Rss", "Pss") if name in found}
