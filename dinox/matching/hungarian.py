@@ -70,14 +70,19 @@ class HungarianMatcher:
     def costs_on_host(
         self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets
     ) -> Sequence[Sequence[Tensor]]:
-        """By group and prediction set: (B, N, M). From a device they come in one copy; on the CPU they are computed
-        set by set, since a cache's worth is computed faster.
-        """
+        """By group and prediction set: (B, N, M)."""
         if predictions[0][0].device.type == "cpu":
-            return [
-                [self.cost_matrix(logits[a, None], boxes[a, None], targets)[0] for a in range(len(logits))]
-                for logits, boxes in predictions
-            ]
+            return self._costs_set_by_set(predictions, targets)
+        return self._costs_in_one_copy(predictions, targets)
+
+    def _costs_set_by_set(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[list[Tensor]]:
+        """A cache's worth is computed faster."""
+        return [
+            [self.cost_matrix(logits[a, None], boxes[a, None], targets)[0] for a in range(len(logits))]
+            for logits, boxes in predictions
+        ]
+
+    def _costs_in_one_copy(self, predictions: Sequence[tuple[Tensor, Tensor]], targets: Targets) -> list[Tensor]:
         matrices = [self.cost_matrix(logits, boxes, targets) for logits, boxes in predictions]
         flat = torch.cat([m.mT.flatten() for m in matrices]).cpu()  # as they mostly lie in memory
         sizes = [m.numel() for m in matrices]

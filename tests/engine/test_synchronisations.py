@@ -94,7 +94,7 @@ def make_trainer(config: str, device: str = "cpu", parts: int = 1, precision: st
 
 @pytest.mark.parametrize(("config", "parts"), [*((config, 1) for config in CONFIGS), (DINO, 2)])
 def test_a_training_step_waits_for_each_matching_and_once_for_its_scalars(config, parts, monkeypatch):
-    monkeypatch.setattr(HungarianMatcher, "_costs_on_host", HungarianMatcher._costs_in_one_copy)  # as on a GPU
+    monkeypatch.setattr(HungarianMatcher, "costs_on_host", HungarianMatcher._costs_in_one_copy)  # as on a GPU
     trainer, waits = make_trainer(config, parts=parts), []
     with trainer.storage:
         trainer.run_step()  # optimizers make their state in the first step
