@@ -32,6 +32,10 @@ class MemorySample:
     resident: dict[str, int]
     proportional: dict[str, int]
 
+    def with_totals(self) -> dict[str, int]:
+        totals = {"total": sum(self.resident.values()), "proportional total": sum(self.proportional.values())}
+        return self.resident | totals
+
 
 @dataclass(frozen=True)
 class SoakReport:
@@ -48,16 +52,8 @@ class SoakReport:
         return tuple(sample for sample in self.samples if sample.step >= self.from_step)
 
     def slopes(self) -> dict[str, float]:
-        """Bytes per 100 steps, by process, and "total" and "proportional total" of all."""
-        steps = [sample.step for sample in self.counted]
-        rows = [
-            {
-                **sample.resident,
-                "total": sum(sample.resident.values()),
-                "proportional total": sum(sample.proportional.values()),
-            }
-            for sample in self.counted
-        ]
+        """Bytes per 100 steps, by process, and "total" and "proportional total" of all together."""
+        steps, rows = [sample.step for sample in self.counted], [sample.with_totals() for sample in self.counted]
         return {name: slope_per_100_steps(steps, [row.get(name, 0) for row in rows]) for name in rows[0]}
 
 

@@ -7,6 +7,7 @@ import torch
 
 from dinox.analysis.operators import CASES, Measurement, OperatorReport, benchmark_operator
 from dinox.cli.arguments import add_common_arguments
+from dinox.cli.bench_soak import SOAK, add_soak_arguments, bench_soak
 from dinox.cli.bench_speed import (
     MATCHING,
     TASKS,
@@ -39,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_speed_arguments(benchmarks.add_parser(task, help=text, description=f"{text[0].upper()}{text[1:]}."))
     text = f"{MATCHING[0].upper()}{MATCHING[1:]}."
     add_matching_speed_arguments(benchmarks.add_parser("matching", help=MATCHING, description=text))
+    add_soak_arguments(benchmarks.add_parser("soak", help=SOAK, description=f"{SOAK[0].upper()}{SOAK[1:]}."))
 
 
 def run(args: argparse.Namespace) -> int:
-    work = {"op": _bench_op, "matching": bench_matching}.get(args.benchmark, bench_speed)
+    work = {"op": _bench_op, "matching": bench_matching, "soak": bench_soak}.get(args.benchmark, bench_speed)
     return guarded(lambda: work(args), debug=args.debug)
 
 
