@@ -81,7 +81,9 @@ def bench_speed(args: argparse.Namespace) -> None:
     print(_format_rows(rows, workload, shared))
     if args.json_file:
         data = [asdict(row) | {"columns": phase_columns(row.phases)} for row in rows]
-        write_json(args.json_file, {"command": f"bench {args.benchmark}", **asdict(workload), "rows": data})
+        of_noise_only = {"batch_size": None, "objects": None} if args.data else {}
+        header = {"command": f"bench {args.benchmark}", **asdict(workload), **of_noise_only}
+        write_json(args.json_file, header | {"rows": data})
 
 
 def _workload(args: argparse.Namespace) -> Workload:

@@ -6,6 +6,8 @@ import torch
 from dinox.analysis.operators import CASES, Case
 from dinox.analysis.speed import Workload, measure_speed, measure_speed_apart
 from dinox.cli import bench_speed
+from dinox.config import load_config
+from tests.engine.conftest import TINY_DINO_CONFIG
 from tests.small_models import DINO, small_overrides
 
 
@@ -92,6 +94,18 @@ def test_a_row_is_measured_in_a_process_of_its_own():
 def test_a_dataset_and_sizes_of_noise_exclude_each_other(dinox):
     code, _, err = dinox("bench", "step", DINO, "--data", "--batch", 2)
     assert code == 2 and "--batch is for images of noise" in err
+
+
+def test_a_configs_own_data_is_a_phase_and_gives_the_batch_size(dinox, in_this_process, tmp_path):
+    file = tmp_path / "step.json"
+    code, out, err = dinox("bench", "step", TINY_DINO_CONFIG, "--data", *QUICK[3:], "--json", file)
+    assert code == 0, err
+    found = json.loads(file.read_text())
+    (row,) = found["rows"]
+    assert "the config's data" in out and row["columns"]["data"] > 0
+    images = load_config(TINY_DINO_CONFIG).dataloader.train.total_batch_size
+    assert row["images_per_second"] == pytest.approx(images * row["steps_per_second"])
+    assert found["size"] is found["batch_size"] is found["objects"] is None
 
 
 def test_a_benchmark_needs_a_config(dinox):
