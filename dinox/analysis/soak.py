@@ -1,8 +1,8 @@
 """Whether training's memory grows: a run of the command that users run, watched from outside, step after step.
 
-A process's resident memory is all that it has in RAM. What the workers share with the process that forked them counts
-in each of them; in the proportional memory, one n-th of what n processes share counts in each, so that its sum is what
-the run takes of the machine.
+A process's resident memory is all that it has in RAM; what workers share with the process that forked them counts in
+each of them. Its own memory is what is of no file, such as a library's code, with one n-th of what n processes share:
+the sum is what the run takes from others.
 """
 
 import json
@@ -30,10 +30,10 @@ class MemorySample:
 
     step: int
     resident: dict[str, int]
-    proportional: dict[str, int]
+    own: dict[str, int]
 
     def with_totals(self) -> dict[str, int]:
-        totals = {"total": sum(self.resident.values()), "proportional total": sum(self.proportional.values())}
+        totals = {"total": sum(self.resident.values()), "own total": sum(self.own.values())}
         return self.resident | totals
 
 
@@ -52,7 +52,7 @@ class SoakReport:
         return tuple(sample for sample in self.samples if sample.step >= self.from_step)
 
     def slopes(self) -> dict[str, float]:
-        """Bytes per 100 steps, by process, and "total" and "proportional total" of all together."""
+        """Bytes per 100 steps, by process, and "total" and "own total" of all together."""
         steps, rows = [sample.step for sample in self.counted], [sample.with_totals() for sample in self.counted]
         return {name: slope_per_100_steps(steps, [row.get(name, 0) for row in rows]) for name in rows[0]}
 
@@ -145,7 +145,7 @@ def _sample(pid: int, step: int) -> MemorySample:
     return MemorySample(
         step=step,
         resident={name: found["Rss"] for name, found in memory.items() if found},
-        proportional={name: found["Pss"] for name, found in memory.items() if found},
+        own={name: found["Pss_Anon"] for name, found in memory.items() if found},
     )
 
 
@@ -159,10 +159,10 @@ def _children(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> dict[str, int]:
-    """Bytes: "Rss", "Pss"; nothing of a process that has ended."""
+    """Bytes: "Rss", "Pss_Anon"; nothing of a process that has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
         return {}
     found = {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in map(str.split, lines)}
-    return {name: found[name] for name in ("Rss", "Pss") if name in found}
+    return {name: found[name] for name in ("Rss", "Pss_Anon") if name in found}

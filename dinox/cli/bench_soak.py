@@ -57,7 +57,7 @@ def bench_soak(args: argparse.Namespace) -> int:
     verdict = "below" if growth < limit else "NOT BELOW"
     print(f"Least squares over steps {report.counted[0].step} to {report.counted[-1].step}: the total's growth is")
     print(f"{verdict} {args.limit:g} MB per 100 steps.")
-    print("resident: shared memory counts in every process; proportional: it counts once, divided among them.")
+    print("resident: what processes share counts in each. own total: it counts once, and files that are mapped do not.")
     if args.json_file:
         slopes = {"bytes_per_100_steps": report.slopes(), "limit": limit}
         write_json(args.json_file, {"command": "bench soak"} | asdict(report) | slopes)

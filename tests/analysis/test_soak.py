@@ -46,9 +46,9 @@ def test_the_slope_is_of_100_steps():
 def test_steps_before_the_first_that_counts_do_not():
     samples = [MemorySample(step, {"training": 1000 * min(step, 5)}, {"training": 500}) for step in range(1, 11)]
     report = SoakReport("config", (), 0, 5, tuple(samples))
-    assert report.slopes() == pytest.approx({"training": 0, "total": 0, "proportional total": 0}, abs=1e-6)
+    assert report.slopes() == pytest.approx({"training": 0, "total": 0, "own total": 0}, abs=1e-6)
     report = SoakReport("config", (), 0, 1, tuple(samples[:5]))
-    assert report.slopes() == pytest.approx({"training": 1e5, "total": 1e5, "proportional total": 0}, abs=1e-6)
+    assert report.slopes() == pytest.approx({"training": 1e5, "total": 1e5, "own total": 0}, abs=1e-6)
 
 
 @linux
@@ -61,7 +61,7 @@ def test_growth_is_seen_in_the_process_that_grows(monkeypatch):
     assert slopes["training"] == pytest.approx(1e8, rel=0.3)
     assert abs(slopes["worker 1"]) < 1e6
     assert slopes["total"] == pytest.approx(slopes["training"] + slopes["worker 1"])
-    assert list(slopes) == ["training", "worker 1", "total", "proportional total"]
+    assert list(slopes) == ["training", "worker 1", "total", "own total"]
 
 
 @linux

@@ -185,7 +185,7 @@ def test_costs_alone_end_training_too_and_are_named():
     """A box that is NaN of a query that nothing is matched to is in no loss."""
     model = build_small()
     trainer = make_trainer(model, data=[[make_input(64, 64, 2), make_input(64, 64, 1, seed=1)]])
-    assign = model.criterion.matcher._costs_on_host
+    assign = model.criterion.matcher.costs_on_host
 
     def spoilt(predictions, targets):
         (logits, boxes), *others = predictions
@@ -193,7 +193,7 @@ def test_costs_alone_end_training_too_and_are_named():
         boxes[1, 1, 3] = float("nan")
         return assign([(logits, boxes), *others], targets)
 
-    model.criterion.matcher._costs_on_host = spoilt
+    model.criterion.matcher.costs_on_host = spoilt
     text = error_of(trainer)
     assert re.match(r"non-finite loss at iteration 0: (loss_\w+ = nan, ){5}loss_\w+ = nan and 15 more \(", text), text
     assert "matching needs finite costs" in text

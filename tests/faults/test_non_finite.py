@@ -116,7 +116,7 @@ def two_steps_with_nan_costs_on_one_rank(rank: int, port: int, folder: str) -> N
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
     model = build_small()
-    costs = model.criterion.matcher._costs_on_host
+    costs = model.criterion.matcher.costs_on_host
 
     def spoilt(predictions, targets):
         (logits, boxes), *others = predictions
@@ -125,7 +125,7 @@ def two_steps_with_nan_costs_on_one_rank(rank: int, port: int, folder: str) -> N
             boxes[0, 0, 0] = float("nan")
         return costs([(logits, boxes), *others], targets)
 
-    model.criterion.matcher._costs_on_host = spoilt
+    model.criterion.matcher.costs_on_host = spoilt
     batches = [
         [make_input(64, 64, objects, seed=10 * step + rank) | {"file_name": f"{step}_{rank}.png"}]
         for step, objects in enumerate([1, 3, 2, 3])
