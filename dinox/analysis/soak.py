@@ -19,7 +19,7 @@ import numpy as np
 TRAINING = "training"
 """Name of the process that trains; those that load its data are "worker 1", ..."""
 
-_POLL = 0.01  # seconds, a fraction of a step
+_POLL = 0.002  # seconds: before the next step takes its memory
 _PATIENCE = 60  # seconds that a stopped run has to save and end
 _LOG_TAIL = 2000  # characters
 
@@ -51,15 +51,27 @@ class SoakReport:
     def counted(self) -> tuple[MemorySample, ...]:
         return tuple(sample for sample in self.samples if sample.step >= self.from_step)
 
-    def slopes(self) -> dict[str, float]:
-        """Bytes per 100 steps, by process, and "total" and "own total" of all together."""
+    def slopes(self) -> dict[str, "Slope"]:
+        """By process, and "total" and "own total" of all together."""
         steps, rows = [sample.step for sample in self.counted], [sample.with_totals() for sample in self.counted]
         return {name: slope_per_100_steps(steps, [row.get(name, 0) for row in rows]) for name in rows[0]}
 
 
-def slope_per_100_steps(steps: Sequence[int], values: Sequence[float]) -> float:
-    """Least squares."""
-    return 100 * float(np.polyfit(steps, values, deg=1)[0])
+@dataclass(frozen=True)
+class Slope:
+    """Bytes per 100 steps. error: the standard error, were the values' deviations from the line independent."""
+
+    value: float
+    error: float
+
+
+def slope_per_100_steps(steps: Sequence[int], values: Sequence[float]) -> Slope:
+    """Least squares of at least 3 values."""
+    x = np.asarray(steps) - np.mean(steps)
+    slope, height = np.polyfit(x, values, deg=1)
+    deviations = values - (slope * x + height)
+    error = np.sqrt((deviations**2).sum() / (len(x) - 2) / (x**2).sum())
+    return Slope(value=100 * float(slope), error=100 * float(error))
 
 
 def soak(
@@ -74,10 +86,10 @@ def soak(
     """``dinox train`` of a config, a file or a name in the model zoo, for so many steps, in a temporary folder.
 
     Raises:
-        ValueError: no 2 steps to count; not Linux, whose /proc is read; or the training failed, with its last words.
+        ValueError: no 3 steps to count; not Linux, whose /proc is read; or the training failed, with its last words.
     """
-    if not 1 <= from_step < steps:
-        raise ValueError(f"from_step: expected 1 to {steps - 1}, a step before the last, got {from_step}")
+    if not 1 <= from_step <= steps - 2:
+        raise ValueError(f"from_step: expected 1 to {steps - 2}, of which 3 of {steps} steps count, got {from_step}")
     if not Path("/proc/self/smaps_rollup").exists():
         raise ValueError(f"soak reads memory from Linux's /proc/PID/smaps_rollup, which {sys.platform} does not have")
     samples = []

@@ -52,14 +52,15 @@ def bench_soak(args: argparse.Namespace) -> int:
         workers=args.workers,
         on_sample=lambda sample: _print_progress(sample) if sample.step % every == 0 else None,
     )
-    growth, limit = report.slopes()["total"], args.limit * 1e6
+    growth, limit = report.slopes()["total"].value, args.limit * 1e6
     print(f"\n{_format(report)}\n")
     verdict = "below" if growth < limit else "NOT BELOW"
     print(f"Least squares over steps {report.counted[0].step} to {report.counted[-1].step}: the total's growth is")
     print(f"{verdict} {args.limit:g} MB per 100 steps.")
     print("resident: what processes share counts in each. own total: it counts once, and files that are mapped do not.")
     if args.json_file:
-        slopes = {"bytes_per_100_steps": report.slopes(), "limit": limit}
+        slopes = {name: asdict(slope) for name, slope in report.slopes().items()}
+        slopes = {"bytes_per_100_steps": slopes, "limit": limit}
         write_json(args.json_file, {"command": "bench soak"} | asdict(report) | slopes)
     return 0 if growth < limit else _GROWING
 
@@ -70,8 +71,11 @@ def _print_progress(sample: MemorySample) -> None:
 
 def _format(report: SoakReport) -> str:
     first, last = report.counted[0], report.counted[-1]
+    ends = [sample.with_totals() for sample in (first, last)]
     rows = [
-        [name, *(f"{end.with_totals().get(name, 0) / 1e6:,.1f}" for end in (first, last)), f"{slope / 1e6:+.2f}"]
+        [name, *(f"{end.get(name, 0) / 1e6:,.1f}" for end in ends)]
+        + [f"{slope.value / 1e6:+.2f}", f"{slope.error / 1e6:.2f}"]
         for name, slope in report.slopes().items()
     ]
-    return format_table(["resident", f"step {first.step}\nMB", f"step {last.step}\nMB", "growth\nMB/100 steps"], rows)
+    header = ["resident", f"step {first.step}\nMB", f"step {last.step}\nMB", "growth\nMB/100 steps", "standard\nerror"]
+    return format_table(header, rows)

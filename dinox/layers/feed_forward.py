@@ -42,7 +42,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., embed_dim) -> (..., embed_dim)."""
-        return self.dropout(self.contract(self.dropout(self.activation(self.expand(x)))))
+        # Of more than two dimensions, a linear layer's output is a view, of which autograd copies what is changed in
+        # place, and the gradient too.
+        hidden = self.dropout(self.activation(self.expand(x.reshape(-1, x.shape[-1]))))
+        return self.dropout(self.contract(hidden)).view_as(x)
 
 
 def xavier_init(module: nn.Module) -> None:

@@ -37,18 +37,25 @@ def pretend(monkeypatch, *, written: int, grows: int) -> None:
     monkeypatch.setattr(module, "_command", command)
 
 
+def values(report: SoakReport) -> dict[str, float]:
+    return {name: slope.value for name, slope in report.slopes().items()}
+
+
 def test_the_slope_is_of_100_steps():
-    assert slope_per_100_steps([100, 101, 102, 103], [7, 10, 13, 16]) == pytest.approx(300)
-    # By hand: the mean of x is 1, of y 2; (-1 (1 - 2) + 0 + 1 (5 - 2)) / 2 = 2. One value off the line does not decide.
-    assert slope_per_100_steps([0, 1, 2], [1, 0, 5]) == pytest.approx(200)
+    exact = slope_per_100_steps([100, 101, 102, 103], [7, 10, 13, 16])
+    assert (exact.value, exact.error) == pytest.approx((300, 0))
+    # By hand: the mean of x is 1, of y 2; (-1 (1 - 2) + 0 + 1 (5 - 2)) / 2 = 2. The line is at 0, 2, 4, the values
+    # deviate by 1, -2, 1; the error is the root of 6 / (3 - 2) / 2.
+    slope = slope_per_100_steps([0, 1, 2], [1, 0, 5])
+    assert (slope.value, slope.error) == pytest.approx((200, 100 * 3**0.5))
 
 
 def test_steps_before_the_first_that_counts_do_not():
     samples = [MemorySample(step, {"training": 1000 * min(step, 5)}, {"training": 500}) for step in range(1, 11)]
     report = SoakReport("config", (), 0, 5, tuple(samples))
-    assert report.slopes() == pytest.approx({"training": 0, "total": 0, "own total": 0}, abs=1e-6)
+    assert values(report) == pytest.approx({"training": 0, "total": 0, "own total": 0}, abs=1e-6)
     report = SoakReport("config", (), 0, 1, tuple(samples[:5]))
-    assert report.slopes() == pytest.approx({"training": 1e5, "total": 1e5, "own total": 0}, abs=1e-6)
+    assert values(report) == pytest.approx({"training": 1e5, "total": 1e5, "own total": 0}, abs=1e-6)
 
 
 @linux
@@ -56,7 +63,7 @@ def test_growth_is_seen_in_the_process_that_grows(monkeypatch):
     """1 MB a step, 100 MB in 100 steps; allocators' rounding and the interpreter's own start are far from 30 %."""
     pretend(monkeypatch, written=100, grows=1_000_000)
     report = soak("any", steps=12, from_step=3)
-    slopes = report.slopes()
+    slopes = values(report)
     assert [sample.step for sample in report.samples][-1] >= 12
     assert slopes["training"] == pytest.approx(1e8, rel=0.3)
     assert abs(slopes["worker 1"]) < 1e6
@@ -71,7 +78,7 @@ def test_training_that_ends_too_early_is_told_with_its_last_words(monkeypatch):
         soak("any", steps=5, from_step=1)
 
 
-@pytest.mark.parametrize("from_step", [0, 9])
-def test_two_steps_are_needed_for_a_slope(from_step):
-    with pytest.raises(ValueError, match=f"from_step: expected 1 to 8, .* got {from_step}"):
+@pytest.mark.parametrize("from_step", [0, 8])
+def test_three_steps_are_needed_for_a_slope(from_step):
+    with pytest.raises(ValueError, match=f"from_step: expected 1 to 7, .* got {from_step}"):
         soak("any", steps=9, from_step=from_step)
