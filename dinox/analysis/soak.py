@@ -6,10 +6,13 @@ the sum is what the run takes from others.
 """
 
 import json
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,14 @@ import numpy as np
 TRAINING = "training"
 """Name of the process that trains; those that load its data are "worker 1", ..."""
 
-_POLL = 0.002  # seconds: before the next step takes its memory
+_POLL = 0.01  # seconds, a fraction of a step
 _PATIENCE = 60  # seconds that a stopped run has to save and end
 _LOG_TAIL = 2000  # characters
 
 
 @dataclass(frozen=True)
 class MemorySample:
-    """Bytes by process, after a step (from 1)."""
+    """Bytes by process. resident: mean over the step (from 1), during which memory comes and goes; own: at its end."""
 
     step: int
     resident: dict[str, int]
@@ -117,9 +120,9 @@ def _watch(command: Sequence[str], folder: Path, steps: int) -> Iterator[MemoryS
     with (folder / "log.txt").open("w") as log:
         training = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for step in _steps(folder / "run" / "metrics.json", still_runs=lambda: training.poll() is None):
-            yield _sample(training.pid, step)
-            if step >= steps:
+        for sample in _samples(training.pid, _Progress(folder), still_runs=lambda: training.poll() is None):
+            yield sample
+            if sample.step >= steps:
                 return
         last_words = (folder / "log.txt").read_text(errors="replace")[-_LOG_TAIL:]
         raise ValueError(f"training ended before step {steps}, with exit code {training.returncode}:\n{last_words}")
@@ -132,33 +135,37 @@ def _watch(command: Sequence[str], folder: Path, steps: int) -> Iterator[MemoryS
             training.wait()
 
 
-def _steps(metrics: Path, *, still_runs: Callable[[], bool]) -> Iterator[int]:
-    """Number of the last step, from 1, whenever there is a new one."""
-    last, seen = 0, 0
+def _samples(pid: int, progress: "_Progress", *, still_runs: Callable[[], bool]) -> Iterator[MemorySample]:
+    last, readings = 0, defaultdict(list)
     while still_runs():
         time.sleep(_POLL)
-        if not metrics.exists() or metrics.stat().st_size == seen:
-            continue
-        with metrics.open("rb") as file:
-            file.seek(seen)
-            lines = file.read()
-        whole = lines[: lines.rfind(b"\n") + 1]
-        seen += len(whole)
-        if whole:
-            step = json.loads(whole.splitlines()[-1])["iteration"] + 1
-            if step > last:
-                last = step
-                yield step
+        names = {TRAINING: pid} | {f"worker {n}": child for n, child in enumerate(_children(pid), start=1)}
+        for name, process in names.items():
+            readings[name] += _resident(process)
+        step = progress.last_step()
+        if step > last:
+            own = {name: memory for name, process in names.items() for memory in _own(process)}
+            yield MemorySample(step, {name: round(statistics.mean(readings[name])) for name in own}, own)
+            last, readings = step, defaultdict(list)
 
 
-def _sample(pid: int, step: int) -> MemorySample:
-    names = {TRAINING: pid} | {f"worker {n}": child for n, child in enumerate(_children(pid), start=1)}
-    memory = {name: _memory(each) for name, each in names.items()}
-    return MemorySample(
-        step=step,
-        resident={name: found["Rss"] for name, found in memory.items() if found},
-        own={name: found["Pss_Anon"] for name, found in memory.items() if found},
-    )
+class _Progress:
+    """How far the run is, from metrics.json, of which only the new lines are read."""
+
+    def __init__(self, folder: Path):
+        self._metrics, self._read, self._last = folder / "run" / "metrics.json", 0, 0
+
+    def last_step(self) -> int:
+        """Its number, from 1; 0 before the first."""
+        if self._metrics.exists() and self._metrics.stat().st_size > self._read:
+            with self._metrics.open("rb") as file:
+                file.seek(self._read)
+                lines = file.read()
+            whole = lines[: lines.rfind(b"\n") + 1]
+            self._read += len(whole)
+            if whole:
+                self._last = json.loads(whole.splitlines()[-1])["iteration"] + 1
+        return self._last
 
 
 def _children(pid: int) -> list[int]:
@@ -170,11 +177,18 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _memory(pid: int) -> dict[str, int]:
-    """Bytes: "Rss", "Pss_Anon"; nothing of a process that has ended."""
+def _resident(pid: int) -> list[int]:
+    """Bytes; nothing of a process that has ended."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        return [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()]
     except OSError:
-        return {}
-    found = {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, _ in map(str.split, lines)}
-    return {name: found[name] for name in ("Rss", "Pss_Anon") if name in found}
+        return []
+
+
+def _own(pid: int) -> list[int]:
+    """Bytes; nothing of a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return []
+    return [int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon:")]
