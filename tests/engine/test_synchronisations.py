@@ -105,7 +105,7 @@ def test_a_training_step_waits_for_each_matching_and_once_for_its_scalars(config
 
 def test_fp16_waits_once_more_in_the_scaler(monkeypatch):
     """For whether it skips the step. That the trainer counts it comes with the other scalars."""
-    monkeypatch.setattr(HungarianMatcher, "_costs_on_host", HungarianMatcher._costs_in_one_copy)
+    monkeypatch.setattr(HungarianMatcher, "costs_on_host", HungarianMatcher._costs_in_one_copy)
     trainer, waits = make_trainer(DINO, precision="fp16"), []
     with trainer.storage:
         trainer.run_step()
