@@ -204,7 +204,8 @@ def test_an_evaluator_without_the_metric_that_nobody_asked_for_ends_no_run(cfg, 
     scripted(*[1.0] * 5, metric="accuracy")
     assert train(cfg)["accuracy"] == 1.0
     assert (
-        "NO model_best.pth WRITTEN: train.best_checkpoint.metric: evaluation gives no 'bbox/AP'" in capsys.readouterr().out
+        "NO model_best.pth WRITTEN: train.best_checkpoint.metric: evaluation gives no 'bbox/AP'"
+        in capsys.readouterr().out
     )
     assert not path(cfg, "model_best.pth").exists()
 
