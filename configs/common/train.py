@@ -38,7 +38,8 @@ train = {
     # End when so many evaluations in a row have not been better by more than min_delta.
     "early_stopping": {"enabled": False, "metric": "bbox/AP", "mode": "max", "patience": 5, "min_delta": 0.0},
     # "fsdp" shares out weights, gradients and the optimizer's state among the processes, for models that are too large
-    # for one GPU; "ddp" keeps a copy on each.
+    # to be trained on one GPU; "ddp" keeps a copy on each. An evaluation with "fsdp" builds a whole copy of the weights
+    # on every GPU, which has to fit there.
     "parallel": "ddp",
     "timeout": 600,  # seconds that processes wait for each other before all of them end
     "checkpointer": {"period": "${schedule.iterations_per_epoch}", "max_to_keep": 5},

@@ -3,7 +3,8 @@
 Every layer is compiled on its own (``nn.Module.compile``): layers of a kind share what is compiled, so that six cost
 the time of one, and what the host decides between layers, such as the groups of queries, stays out of the graphs.
 Names of parameters stay, so that checkpoints load with the setting and without. Evaluation during training uses the
-compiled layers, too; it makes graphs of its own, without gradients.
+compiled layers, too; it makes graphs of its own, without gradients. Not so with ``train.parallel=fsdp`` on several
+processes: there a copy of the model is evaluated, which is not compiled.
 """
 
 import logging

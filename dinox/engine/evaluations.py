@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ class Goals:
         return self.stopping is not None and self.stopping.waited >= self.patience
 
 
+@dataclass(frozen=True)
+class _OfWeights:
+    """The evaluation of a checkpoint's weights. is_due: by the period that the run had. is_done: what came of it is in
+    the checkpoint."""
+
+    is_due: bool
+    is_done: bool
+
+
 class Evaluations(hooks.EvalHook):
     """Evaluates every ``period`` iterations, and at the end: the averaged weights, where there are some.
 
@@ -71,13 +80,16 @@ class Evaluations(hooks.EvalHook):
 
     Evaluation follows the checkpoint of its iteration, so that this is not lost if evaluation fails. What came of it is
     in the next one, and until then in the file ``last_evaluation``: a run that is resumed in between takes it from
-    there, and evaluates anew if it is not there either. So it goes on as the run that was not interrupted.
+    there, and evaluates anew if it is not there either, but was due. So it goes on as the run that was not interrupted,
+    also with other batches or another period: what is due is told by the checkpoint, and the file counts images.
+
+    A run that fails, or that a signal ends, in whichever step, is not evaluated at its end.
 
     To be registered on all ranks, after ``checkpoints``.
 
     Args:
         period: in iterations; 0: only at the end.
-        evaluate: gives metrics on the first rank, flat or by task.
+        evaluate: gives metrics on the first rank, flat or by task. None: nothing is evaluated.
         flatten: makes ``bbox/AP`` and so on of them, which goals are named by.
         folder: of the run.
     """
@@ -85,7 +97,7 @@ class Evaluations(hooks.EvalHook):
     def __init__(
         self,
         period: int,
-        evaluate: Callable[[], dict[str, Any]],
+        evaluate: Callable[[], dict[str, Any]] | None,
         *,
         checkpoints: RunCheckpoints,
         folder: str,
@@ -96,9 +108,10 @@ class Evaluations(hooks.EvalHook):
         super().__init__(period, self._evaluate_and_judge)
         self._evaluate, self._flatten, self._average = evaluate, flatten, average
         self._checkpoints, self._folder, self._goals = checkpoints, Path(folder), goals or Goals()
-        self._evaluated: int | None = None  # iterations done at the last evaluation
+        self._evaluated: int | None = None  # iterations done at the last evaluation of this process
         self._has_ended = False
-        self._makes_up = False
+        self._resumed = _OfWeights(is_due=False, is_done=False)
+        self._known: dict[str, Any] | None = None  # results of the next evaluation, which then need not be made
         self.results: dict[str, Any] = {}
         """Of the last evaluation."""
 
@@ -112,23 +125,37 @@ class Evaluations(hooks.EvalHook):
     def before_step(self) -> None:
         """Make up for the evaluation of the checkpoint that is resumed."""
         start = self.trainer.start_iter
-        if self.trainer.iter != start:
+        if self.trainer.iter != start or self._evaluate is None:
             return
         self._has_ended = False  # it goes on
-        if not self._goals.metrics:
+        images = self._checkpoints.run_state.images_before
+        self._forget_later_than(images)
+        if start == 0 or self._resumed.is_done:
             return
-        self._forget_later_than(start)
-        if self._evaluated != start and start > 0 and self._period > 0 and start % self._period == 0:
+        self._known = self._recorded(images)
+        if self._known is not None or (self._resumed.is_due and self._period > 0):
             self._go_to(start - 1)
-            self._makes_up = True
             self._do_eval()
-            self._makes_up = False
+            self._known = None
             self._end_if_given_up()
             self._go_to(start)
 
     def after_step(self) -> None:
         super().after_step()
         self._end_if_given_up()
+
+    def after_train(self) -> None:
+        if self._is_finished():
+            self._do_eval()
+        del self._func  # as EvalHook does, whose condition also holds where the last step raised
+
+    def _is_finished(self) -> bool:
+        """The trainer counts on behind its last step: to ``max_iter``, or beyond where no step was left to do."""
+        return self.trainer.iter >= self.trainer.max_iter and self.trainer.iter > self.trainer.start_iter
+
+    def _do_eval(self) -> None:
+        if self._evaluate is not None:
+            super()._do_eval()
 
     def _go_to(self, iteration: int) -> None:
         self.trainer.iter = self.trainer.storage.iter = iteration
@@ -151,14 +178,14 @@ class Evaluations(hooks.EvalHook):
     def _evaluate_and_judge(self) -> dict[str, Any]:
         iterations = min(self.trainer.iter + 1, self.trainer.max_iter)
         with self._weights():
-            found = self._recorded(iterations) if self._makes_up else None
+            found = self._known
             if found is None:
                 with self._checkpoints.interruptible():
                     found = _plain(self._evaluate() or {})
             found = found if comm.is_main_process() else {}
             self.results, self._evaluated = found, iterations
             self._judge(self._flatten(found), iterations)
-        if comm.is_main_process() and self._goals.metrics:
+        if comm.is_main_process():
             self._record(iterations)
         return found
 
@@ -203,37 +230,44 @@ class Evaluations(hooks.EvalHook):
 
     def _record(self, iterations: int) -> None:
         path = self._folder / LAST_EVALUATION
+        content = {
+            "iterations": iterations,
+            "images": self._checkpoints.run_state.images(iterations),
+            "results": self.results,
+        }
         try:
             with writing_errors(path), written_whole(path) as temporary:
-                temporary.write_text(json.dumps({"iterations": iterations, "results": self.results}))
+                temporary.write_text(json.dumps(content))
         except CheckpointError as error:
             logger.warning("%s. If the run is resumed before its next checkpoint, it evaluates once more", error)
 
-    def _recorded(self, iterations: int) -> dict[str, Any] | None:
-        """The results after so many iterations, if these are the last ones that were recorded; on all ranks."""
+    def _recorded(self, images: int) -> dict[str, Any] | None:
+        """The results after so many images, if these are the last ones that were recorded; on all ranks."""
         recorded, found = self._read() if comm.is_main_process() else (None, None)
-        found = comm.all_gather(found if recorded == iterations else None)[0]
+        found = comm.all_gather(found if recorded == images else None)[0]
         if found is not None:
             logger.info("The checkpoint was evaluated already, see %s", self._folder / LAST_EVALUATION)
         return found
 
-    def _forget_later_than(self, iterations: int) -> None:
+    def _forget_later_than(self, images: int) -> None:
         """What was recorded of weights that this run never had."""
-        if comm.is_main_process() and (self._read()[0] or 0) > iterations:
+        if comm.is_main_process() and (self._read()[0] or 0) > images:
             (self._folder / LAST_EVALUATION).unlink(missing_ok=True)
 
     def _read(self) -> tuple[int | None, dict[str, Any] | None]:
-        """(iterations, results)"""
+        """(images, results)"""
         try:
             record = json.loads((self._folder / LAST_EVALUATION).read_text())
-            return int(record["iterations"]), dict(record["results"])
+            return int(record["images"]), dict(record["results"])
         except (OSError, ValueError, LookupError, TypeError):
             return None, None  # there is none, or it is broken
 
     def state_dict(self) -> dict[str, Any]:
         best, stopping = self._goals.best, self._goals.stopping
+        done = min(self.trainer.iter + 1, self.trainer.max_iter)
+        is_due = self._period > 0 and done % self._period == 0
         return {
-            "evaluated": self._evaluated,
+            "evaluation": asdict(_OfWeights(is_due=is_due, is_done=self._evaluated == done)),
             "best": best and best.state_dict(),
             "stopping": stopping and stopping.state_dict(),
             "ended": self._has_ended,
@@ -244,7 +278,7 @@ class Evaluations(hooks.EvalHook):
         for goal, saved in ((self._goals.best, state["best"]), (self._goals.stopping, state["stopping"])):
             if goal is not None and saved is not None:
                 goal.load_state_dict(saved)
-        self._evaluated, self._has_ended = state["evaluated"], state["ended"]
+        self._resumed, self._has_ended = _OfWeights(**state["evaluation"]), state["ended"]
         self.results = dict(state["results"]) if comm.is_main_process() else {}
 
 

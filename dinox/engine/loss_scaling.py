@@ -12,6 +12,9 @@ matter of the scale. (At the start of training some 3 to 6 steps are skipped, la
 
 OVERFLOW, GRAD_SCALE, SKIPPED_STEPS = "overflow", "grad_scale", "skipped_steps"
 
+EXACT = (GRAD_SCALE, SKIPPED_STEPS)
+"""Metrics that writers write as they are: the median of the last counts is no count."""
+
 
 class LossScaler(torch.amp.GradScaler):
     """GradScaler, for CPU and CUDA, with the number of skipped steps in its state.

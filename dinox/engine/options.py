@@ -33,7 +33,7 @@ class EmaOptions:
 
 @dataclass(frozen=True)
 class BestCheckpointOptions:
-    """``train.best_checkpoint``, see ``BestCheckpoint``."""
+    """``train.best_checkpoint``, see ``Evaluations``."""
 
     KEY = "train.best_checkpoint"
 
@@ -47,7 +47,7 @@ class BestCheckpointOptions:
 
 @dataclass(frozen=True)
 class EarlyStoppingOptions:
-    """``train.early_stopping``, see ``EarlyStopping``."""
+    """``train.early_stopping``, see ``Evaluations``."""
 
     KEY = "train.early_stopping"
 

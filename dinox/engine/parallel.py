@@ -2,7 +2,9 @@
 
 A model is in either case the same module with the same names. FSDP is torch's second one, ``fully_shard``: parameters,
 gradients and the optimizer's state are DTensors, of which a process holds a part; the weights of a layer are gathered
-when it runs. Checkpoints hold whole tensors, so that they load anywhere.
+when it runs. Checkpoints hold whole tensors, so that they load anywhere. Evaluation during training, and measures of
+matching, build a whole copy on the device of every process: it has to fit there beside the parts, without gradients and
+optimizer.
 """
 
 import logging

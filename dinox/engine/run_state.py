@@ -55,6 +55,8 @@ class RunState:
         self._seed, self._batch, self._settings = seed, total_batch_size, dict(settings)
         self._resumed: dict[str, Any] | None = None
         self._reseed = False
+        self.images_before = 0
+        """Images that the checkpoint was trained on: what it counts, whatever batches are now."""
 
     @property
     def seed(self) -> int:
@@ -74,6 +76,10 @@ class RunState:
     def resumed(self) -> list[dict[str, Any]] | None:
         """The states of the ranks that the run was resumed with; None if there were none."""
         return None if self._resumed is None else self._resumed["ranks"]
+
+    def images(self, iterations: int) -> int:
+        """That so many iterations stand for, with the batches of this run. Of an unknown batch: one for each."""
+        return iterations * (self._batch or 1)
 
     @property
     def lost_workers(self) -> bool:
@@ -103,6 +109,7 @@ class RunState:
 
     def start(self, done: int) -> int:
         """The iteration to continue with. ``done``: the checkpoint's. Comes after ``load``, if that is called."""
+        self.images_before = self.images(done)
         if self._resumed is None:
             self._reseed = done > 0
             if self._reseed:
@@ -114,7 +121,8 @@ class RunState:
             logger.warning("Random numbers are seeded anew from (seed %d, iteration, rank)", self._seed)
         if None in (before, self._batch) or before == self._batch:
             return done
-        converted = round(done * before / self._batch)
+        self.images_before = done * before
+        converted = round(self.images_before / self._batch)
         logger.warning(
             "Batches are of %d images instead of %d: %d iterations count as %d, which is as many images",
             self._batch,

@@ -11,7 +11,7 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from dinox.engine.loss_scaling import GRAD_SCALE, MAX_SKIPS_IN_A_ROW, OVERFLOW, SKIPPED_STEPS, LossScaler
+from dinox.engine.loss_scaling import EXACT, GRAD_SCALE, MAX_SKIPS_IN_A_ROW, OVERFLOW, SKIPPED_STEPS, LossScaler
 from dinox.engine.lr_scaling import unscaled_lr
 from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
 from dinox.engine.non_finite import BadStep, NonFiniteSteps, describe_images, is_finite
@@ -138,7 +138,7 @@ class Trainer(SimpleTrainer):
             self.storage.put_scalar("total_loss", sum(mean[name] for name in losses))
             for name, value in mean.items():
                 if is_finite(value):
-                    self.storage.put_scalar(name, value)
+                    self.storage.put_scalar(name, value, smoothing_hint=name not in EXACT)
         return None
 
     def _count_skipped(self, mean: dict[str, float], values: list[dict[str, float]]) -> None:

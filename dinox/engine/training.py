@@ -242,7 +242,7 @@ class _TrainingRun:
             self.checkpointer.add_checkpointable(EMA, AveragedState(average))
         self.evaluations = Evaluations(
             train.eval_period,
-            self._evaluate,
+            None if self._evaluation is None else self._evaluate,
             checkpoints=self.checkpoints,
             folder=train.output_dir,
             goals=None if self._evaluation is None else Goals.of(self.cfg),
@@ -293,7 +293,7 @@ class _TrainingRun:
         return self.evaluations.results
 
     def _evaluate(self) -> Results:
-        return {} if self._evaluation is None else self._evaluation(self.parallel.whole(self.trainer.model))
+        return self._evaluation(self.parallel.whole(self.trainer.model))
 
 
 def _epochs_per_iteration(cfg: DictConfig) -> float | None:

@@ -2,7 +2,8 @@
 
 metrics.json has one JSON object per line: ``iteration`` (from 0; those after the last step have the number of all
 iterations), the losses (medians of the last 20 iterations), ``lr``, ``grad_norm``, seconds per step, evaluations under
-``bbox/AP`` and so on, and RunClock's ``epoch`` and ``wall_time``. A resumed run appends to it.
+``bbox/AP`` and so on, and RunClock's ``epoch`` and ``wall_time``. Counts (``skipped_steps``), ``lr`` and
+``grad_scale`` are those of the iteration. A resumed run appends to it.
 """
 
 import datetime

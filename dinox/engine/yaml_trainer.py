@@ -184,7 +184,7 @@ class DinoxTrainer(DefaultTrainer):
         self._checkpoints = RunCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, run_state=self._run_state)
         self._evaluations = Evaluations(
             cfg.TEST.EVAL_PERIOD,
-            lambda: self.test(cfg, self.model),
+            (lambda: self.test(cfg, self.model)) if cfg.DATASETS.TEST else None,
             checkpoints=self._checkpoints,
             folder=cfg.OUTPUT_DIR,
             flatten=partial(_flatten, datasets=cfg.DATASETS.TEST),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.engine import hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -20,7 +22,7 @@ from dinox.analysis import find_checkpoints
 from dinox.checkpoint import load_weights, read_description
 from dinox.cli.running import guarded
 from dinox.config import load_config
-from dinox.engine import Trainer, train, training
+from dinox.engine import Trainer, TrainingStopped, train, training
 from dinox.engine import evaluations as evaluations_module
 from dinox.engine.evaluations import copies_of_weights
 from dinox.engine.goals import BestValue
@@ -369,6 +371,152 @@ def test_the_record_of_a_later_evaluation_than_the_checkpoint_is_not_taken(cfg, 
     path(cfg, "last_checkpoint").write_text("model_0000003.pth")
     train(cfg, resume=True, console="off")
     assert script.calls[4:] == [4, 6, 8, 10]
+
+
+@pytest.mark.parametrize("place, evaluations", [("evaluation", [2, 4, 4, 6, 8, 10]), ("step", [2, 4, 6, 8, 10])])
+def test_an_evaluation_that_was_cut_off_is_made_up_for_whatever_it_is_for(
+    cfg, scripted, monkeypatch, place, evaluations
+):
+    script = scripted(3.0, 5.0, 4.0, 4.0, 9.0)
+    cfg.train.best_checkpoint.enabled = False
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_in(patch, place, 3)
+        train(cfg, console="off")
+    train(cfg, resume=True, console="off")
+    assert script.calls == evaluations
+    lines = [json.loads(line) for line in path(cfg, "metrics.json").read_text().splitlines()]
+    assert {line["iteration"]: line["bbox/AP"] for line in lines if "bbox/AP" in line} == {
+        1: 3.0,
+        3: 5.0,
+        5: 4.0,
+        7: 4.0,
+        10: 9.0,
+    }
+
+
+def test_nothing_is_made_up_for_if_no_evaluations_are_wanted_any_more(cfg, scripted, monkeypatch):
+    script = scripted(3.0, 5.0, 4.0, 4.0, 9.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_in(patch, "evaluation", 3)
+        train(cfg, console="off")
+    cfg.train.eval_period = 0
+    train(cfg, resume=True, console="off")
+    assert script.calls == [2, 4, 10]
+
+
+# -------------------------------------------------------------------------------------------------- with other batches
+
+
+@pytest.fixture
+def by_turns(monkeypatch):
+    """by_turns(values): the metric, one evaluation after the other. -> iterations done at each of them"""
+
+    def plan(*values):
+        calls = []
+
+        def evaluate(model):
+            calls.append(get_event_storage().iter + 1)
+            return {"bbox/AP": values[len(calls) - 1]}
+
+        monkeypatch.setattr("dinox.engine.training._prepare_evaluation", lambda cfg: evaluate)
+        return calls
+
+    return plan
+
+
+@pytest.mark.parametrize("place", ["evaluation", "step"])
+def test_with_batches_of_twice_as_many_images_no_evaluation_is_left_out(cfg, by_turns, monkeypatch, place):
+    """Four iterations count as two, after which the checkpoint was evaluated as well, once."""
+    calls = by_turns(5.0, 9.0, *([9.0] if place == "evaluation" else []), 6.0, 6.0, 6.0, 6.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_in(patch, place, 3)
+        train(cfg, console="off")
+    cfg.dataloader.train.total_batch_size *= 2
+    train(cfg, resume=True, console="off")
+    assert calls == [2, 4, *([2] if place == "evaluation" else []), 4, 6, 8, 11]
+    assert read(cfg, "model_best")["best"]["value"] == 9.0
+
+
+@pytest.mark.parametrize("eval_period, evaluations", [(2, [2, 6, 8, 11]), (4, [8, 11])])
+def test_with_batches_of_half_as_many_images_no_evaluation_is_added(
+    cfg, by_turns, monkeypatch, eval_period, evaluations
+):
+    """Two iterations count as four. The checkpoint was evaluated already, or it is not one that was to be."""
+    calls = by_turns(5.0, 4.0, 3.0, 2.0)
+    stop_early(cfg, 3).train.eval_period = eval_period
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        killed_in(patch, "step", 1)
+        train(cfg, console="off")
+    cfg.dataloader.train.total_batch_size //= 2
+    train(cfg, resume=True, console="off")
+    assert calls == evaluations
+
+
+def test_the_evaluation_at_the_end_counts_when_the_run_is_made_longer(cfg, by_turns):
+    """It was due to no period."""
+    cfg.train.max_iter = 5
+    calls = by_turns(5.0, 4.0, 9.0, 6.0, 6.0, 6.0)
+    train(cfg, console="off")
+    cfg.train.max_iter = 10
+    train(cfg, resume=True, console="off")
+    assert calls == [2, 4, 6, 6, 8, 11]  # the storage counts the end of a run as one more
+    assert read(cfg, "model_best")["best"]["value"] == 9.0
+
+
+# ------------------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("error", [FloatingPointError, KeyboardInterrupt])
+def test_a_run_whose_last_step_fails_is_not_evaluated(cfg, scripted, monkeypatch, error):
+    script, run_step = scripted(*range(5)), Trainer.run_step
+
+    def step(self):
+        if self.iter == 9:
+            raise error
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", step)
+    with pytest.raises(error):
+        train(cfg, console="off")
+    assert script.calls == [2, 4, 6, 8]
+    assert read(cfg, "model_best")["best"]["iterations"] == 8
+    assert json.loads(path(cfg, "last_evaluation").read_text())["iterations"] == 8
+
+
+def test_a_finished_run_that_cannot_begin_again_is_not_evaluated(cfg, scripted, monkeypatch):
+    script = scripted(*range(5))
+    train(cfg, console="off")
+
+    def fail(self):
+        raise Killed
+
+    monkeypatch.setattr(hooks.PeriodicWriter, "before_train", fail)
+    with pytest.raises(Killed):
+        train(cfg, resume=True, console="off")
+    assert script.calls == [2, 4, 6, 8, 10]
+
+
+def test_a_signal_in_the_last_step_leaves_the_evaluation_to_whoever_resumes(cfg, scripted, monkeypatch):
+    script, run_step = scripted(*range(5)), Trainer.run_step
+
+    def step(self):
+        if self.iter == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        run_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped):
+        patch.setattr(Trainer, "run_step", step)
+        train(cfg, console="off")
+    assert script.calls == [2, 4, 6, 8] and path(cfg, "model_final.pth").exists()
+    assert train(cfg, resume=True, console="off")["bbox/AP"] == 4.0
+    assert read(cfg, "model_best")["best"]["iterations"] == 10
+
+
+def test_without_an_evaluator_nothing_is_said_of_evaluating(cfg, capsys):
+    del cfg.dataloader["evaluator"]
+    assert train(cfg) == {}
+    assert "Evaluating" not in capsys.readouterr().out
+    assert not path(cfg, "last_evaluation").exists()
 
 
 def test_the_best_value_so_far_by_hand():

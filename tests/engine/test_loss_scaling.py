@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 from torch import nn
 
 from dinox.engine import ClippedAdamW, Trainer
@@ -30,6 +31,25 @@ def test_skipped_steps_are_a_metric_beside_the_scale():
     steps = run(make_fp16([1, 2, 4]), 6)
     assert [step["skipped_steps"] for step in steps] == [0, 1, 2, 2, 3, 3]
     assert [step["grad_scale"] for step in steps] == [8, 8, 4, 2, 2, 1]  # with which the step was computed
+
+
+class Written(HookBase):
+    """What writers write of each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def after_step(self):
+        found = self.trainer.storage.latest_with_smoothing_hint(20)
+        self.steps.append({name: value for name, (value, _) in found.items()})
+
+
+def test_counts_and_scale_are_written_as_they_are_and_not_as_medians():
+    trainer, written = make_fp16([1, 2, 4]), Written()
+    trainer.register_hooks([written])
+    trainer.train(0, 6)
+    assert [step["skipped_steps"] for step in written.steps] == [0, 1, 2, 2, 3, 3]
+    assert [step["grad_scale"] for step in written.steps] == [8, 8, 4, 2, 2, 1]
 
 
 def test_a_skipped_step_has_not_updated_the_weights():

@@ -46,7 +46,7 @@ def do_in_third_step(what, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run(starter, what): two ranks, each with a worker, of which ``what`` happens to in the third step.
+    """run(starter, what): two ranks, each with a worker, of which ``what`` happens to in the third step of ``steps``.
 
     -> (exit codes, lines on stderr, seconds). No process is left.
     """
@@ -55,15 +55,14 @@ def run(tmp_path, monkeypatch):
     overrides = (
         f"train.output_dir={tmp_path / 'run'}",
         f"train.timeout={TIMEOUT}",
-        "train.max_iter=100000",
         "train.eval_period=0",
         "train.checkpointer.period=100000",
         "dataloader.train.num_workers=1",
     )
-    options = RunOptions(config_file=TINY_CONFIG, overrides=overrides)
     group = []
 
-    def run_both(starter, what):
+    def run_both(starter, what, *, steps=100000):
+        options = RunOptions(config_file=TINY_CONFIG, overrides=(*overrides, f"train.max_iter={steps}"))
         do_in_third_step(what, monkeypatch)
         begin = time.monotonic()
         if starter == "launch":
@@ -160,6 +159,14 @@ def test_row_37_a_rank_with_an_error_of_ours(run, starter):
     if starter == "launch":
         assert "rank 1: shapes do not match" in lines[-1], lines
     assert any("rank 1: shapes do not match" in line for line in lines)
+
+
+@pytest.mark.timeout(60)
+def test_row_37_a_rank_with_an_error_in_the_last_step(run):
+    """The others wait for it; it must not wait for them, in an evaluation that ends the run."""
+    codes, lines, seconds = run("launch", partial(raise_in, RuntimeError("shapes do not match"), 1), steps=3)
+    assert 0 not in codes and seconds < LIMIT
+    assert "rank 1: shapes do not match" in lines[-1], lines
 
 
 @pytest.mark.timeout(60)
