@@ -44,7 +44,8 @@ def _plain_structure(value: Any, known: dict[int, Tensor]) -> Any:
         polygons = [[torch.as_tensor(part) for part in each] for each in value.polygons]
         return {_KIND: "polygons", _VALUE: polygons}
     if isinstance(value, WholeBatch):
-        return {_KIND: "whole_batch", _VALUE: plain(value.inputs, known), "start": value.start}
+        own = {"start": value.start, "max_objects": value.max_objects}
+        return {_KIND: "whole_batch", _VALUE: plain(value.inputs, known), **own}
     try:
         return torch.as_tensor(value).clone()  # numpy's arrays and numbers
     except (TypeError, ValueError, RuntimeError):
@@ -63,7 +64,7 @@ def restored(value: Any) -> Any:
     if kind == "instances":
         return Instances(tuple(value["image_size"]), **restored(content))
     if kind == "whole_batch":
-        return WholeBatch(restored(content), value["start"])
+        return WholeBatch(restored(content), value["start"], value.get("max_objects"))
     if kind == "polygons":
         return PolygonMasks([[part.numpy() for part in each] for each in content])
     return {"boxes": Boxes, "bit_masks": BitMasks}[kind](content)

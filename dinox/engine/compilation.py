@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dinox.engine.segments import check_parts, find_part, find_segments
+from dinox.utils.compat import allow_recompilations
 from dinox.utils.suggest import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ def compile_parts(model: nn.Module, options: CompileOptions) -> None:
 
     Raises ValueError for a part that the model does not have.
     """
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, _GRAPHS_PER_FUNCTION)
+    allow_recompilations(_GRAPHS_PER_FUNCTION)
     for name in options.parts:
         part = find_part(model, name, setting=f"{SETTING}.parts")
         for module in find_segments(part) or [part]:

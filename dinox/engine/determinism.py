@@ -46,8 +46,7 @@ def deterministic_algorithms(setting: object, device: torch.device) -> Iterator[
 
     Raises ValueError: a setting that is neither true nor false, an environment that configures cuBLAS otherwise.
     """
-    if setting is not None and not isinstance(setting, bool):
-        raise ValueError(f"{SETTING}: expected true or false, got {setting!r}")
+    check_deterministic(setting, device)
     if not setting:
         yield False
         return
@@ -70,17 +69,23 @@ def deterministic_algorithms(setting: object, device: torch.device) -> Iterator[
         torch.backends.cuda.enable_mem_efficient_sdp(efficient_attention)
 
 
-def _configure_cublas() -> None:
-    given = os.environ.get(_CUBLAS)
-    if given is None:
-        os.environ[_CUBLAS] = _CUBLAS_CHOICES[0]
-        if torch.cuda.is_initialized():
-            logger.warning("%s: CUDA was in use before %s could be set: set it in the environment", SETTING, _CUBLAS)
-    elif given not in _CUBLAS_CHOICES:
+def check_deterministic(setting: object, device: torch.device | None = None) -> None:
+    """Raises ValueError as ``deterministic_algorithms`` does. ``device``: None: of the setting alone."""
+    if setting is not None and not isinstance(setting, bool):
+        raise ValueError(f"{SETTING}: expected true or false, got {setting!r}")
+    given = os.environ.get(_CUBLAS, _CUBLAS_CHOICES[0])
+    if setting and device is not None and device.type == "cuda" and given not in _CUBLAS_CHOICES:
         raise ValueError(
             f"{SETTING}: the environment has {_CUBLAS}={given}, with which cuBLAS does not repeat itself: expected "
             f"{' or '.join(_CUBLAS_CHOICES)}. Set one of these, or unset it"
         )
+
+
+def _configure_cublas() -> None:
+    if _CUBLAS not in os.environ:
+        os.environ[_CUBLAS] = _CUBLAS_CHOICES[0]
+        if torch.cuda.is_initialized():
+            logger.warning("%s: CUDA was in use before %s could be set: set it in the environment", SETTING, _CUBLAS)
 
 
 def _log_what_differs() -> None:

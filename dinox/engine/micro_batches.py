@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dinox.structures.whole_batch import NOISE_SEED, WHOLE_BATCH, WholeBatch
+from dinox.utils.distributed import max_across_ranks
 from dinox.utils.random_state import hashed_seed
 from dinox.utils.sharded_tensors import has_shards
 
@@ -64,8 +65,9 @@ class MicroBatches:
         if self.accumulation_steps == 1:
             yield MicroBatch(batch, share=1.0, is_last=True)
             return
+        most = max_across_ranks(max(len(x.get("instances", ())) for x in batch))  # once for all parts
         for start, end in pairwise(self._bounds(len(batch))):
-            whole = WholeBatch(batch, start)
+            whole = WholeBatch(batch, start, max_objects=most)
             inputs = [x | {WHOLE_BATCH: whole} for x in batch[start:end]]
             yield MicroBatch(inputs, share=len(inputs) / len(batch), is_last=end == len(batch))
 

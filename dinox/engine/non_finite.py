@@ -57,6 +57,13 @@ class BadStep:
         """Are the losses finite, and the gradient is not?"""
         return list(self.terms) == [GRADIENT]
 
+    def __str__(self) -> str:
+        worst = {name: own[name] for own in reversed(self.values) for name in self.terms if not is_finite(own[name])}
+        more = len(self.terms) - _TERMS_IN_ERROR
+        terms = ", ".join(f"{name} = {worst[name]}" for name in self.terms[:_TERMS_IN_ERROR])
+        terms += f" and {more} more" if more > 0 else ""
+        return f"non-finite {'gradient' if self.of_gradient else 'loss'} at iteration {self.iteration}: {terms}"
+
 
 class NonFiniteSteps:
     """Steps with values that are not finite: explained, and an error as soon as there are more than ``most_skipped``.
@@ -104,14 +111,18 @@ class NonFiniteSteps:
         left = non_finite_gradients(model) if step.of_gradient else []
         model.zero_grad(set_to_none=True)  # which makes room
         drawn = random_state(self._generators)
-        origin = find_origin(model, self._passes, autocast, step.loss_scale if step.of_gradient else None)
+        try:
+            origin = find_origin(model, self._passes, autocast, step.loss_scale if step.of_gradient else None)
+        except Exception:
+            logger.error("%s. To see where it began, the batch was run again, which failed", step)
+            raise
         model.zero_grad(set_to_none=True)
         set_random_state(drawn, self._generators)
         own = _own_terms(step)
         is_bad = origin.where is not None if step.of_gradient else bool(own)
         images = describe_images(origin.batch)
         reports = comm.all_gather(
-            RankReport(is_bad, own, images, origin.where, left[:_GRADIENTS_IN_ERROR], _costs(model))
+            RankReport(is_bad, own, images, origin.where, left[:_GRADIENTS_IN_ERROR], origin.costs)
         )
         text = explanation(step, reports)
         if self._skipped.count >= self.most_skipped:
@@ -188,10 +199,6 @@ def bad_reports(reports: Sequence[RankReport]) -> dict[int, RankReport]:
 def explanation(step: BadStep, reports: Sequence[RankReport]) -> str:
     """All that is known, but for what to do."""
     bad = bad_reports(reports)
-    worst = {name: value for report in reversed(reports) for name, value in report.terms.items()}
-    more = len(step.terms) - _TERMS_IN_ERROR
-    terms = ", ".join(f"{name} = {worst[name]}" for name in step.terms[:_TERMS_IN_ERROR])
-    terms += f" and {more} more" if more > 0 else ""
     rank_label = "rank {}: " if len(reports) > 1 else ""
     where = "; ".join(rank_label.format(rank) + each.images for rank, each in bad.items())
     scalars = [f"lr {step.lr:g}"]
@@ -201,9 +208,7 @@ def explanation(step: BadStep, reports: Sequence[RankReport]) -> str:
     if step.loss_scale != 1:
         scalars.append(f"loss scale {step.loss_scale:g}")
     causes = "; ".join(rank_label.format(rank) + _cause(each, step) for rank, each in bad.items())
-    what = "gradient" if step.of_gradient else "loss"
-    told = f"non-finite {what} at iteration {step.iteration}: {terms} ({', '.join(scalars)}; {where})"
-    return f"{told}. Where it began: {causes}"
+    return f"{step} ({', '.join(scalars)}; {where}). Where it began: {causes}"
 
 
 def _cause(report: RankReport, step: BadStep) -> str:
@@ -236,7 +241,9 @@ def dump_content(step: BadStep, passes: Sequence[ForwardPass], weights: str) -> 
 
 
 def check_non_finite(options: Mapping[str, Any] | None) -> None:
-    """Of ``train.non_finite``. Raises ValueError naming the key."""
+    """Of ``train.non_finite``; None: no step is skipped. Raises ValueError naming the key."""
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"train.non_finite: expected most_skipped, such as {{most_skipped: 3}}, got {options!r}")
     for key, value in (options or {}).items():
         if key != "most_skipped":
             raise ValueError(f"train.non_finite.{key}: there is no such key, only train.non_finite.most_skipped")
@@ -262,11 +269,6 @@ def _names_and_ids(batch: list[dict]) -> list[str]:
 def _own_terms(step: BadStep) -> dict[str, float]:
     own = step.values[comm.get_rank()]
     return {name: own[name] for name in step.terms if not is_finite(own[name])}
-
-
-def _costs(model: nn.Module) -> str | None:
-    """What a criterion of dinox remembers of costs that were not finite."""
-    return getattr(getattr(model, "criterion", None), "non_finite_costs", None)
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dinox.engine.mixed_precision import MixedPrecision
 from dinox.engine.process_group import timeout_of
 from dinox.engine.segments import find_segments
 from dinox.structures import Memory
@@ -44,8 +45,7 @@ def check_parallel(cfg: DictConfig) -> None:
         raise ValueError(f"{SETTING}: expected one of {', '.join(get_args(Kind))}, got {kind!r}")
     if fully_shard_api() is None:
         raise ValueError(f"{SETTING}=fsdp needs torch 2.6 or newer, this is {torch.__version__}: leave it out")
-    amp = OmegaConf.select(cfg, "train.amp", default=None)
-    if amp is not None and amp.enabled and amp.get("dtype", "bf16") == "fp16":
+    if MixedPrecision.of(cfg).precision == "fp16":
         raise ValueError(f"{SETTING}=fsdp goes with fp32 and bf16, got train.amp.dtype=fp16: give bf16")
 
 
@@ -91,8 +91,8 @@ Parallel = Replicated | Sharded
 def make_parallel(cfg: DictConfig, *, device: torch.device, build: Callable[[], nn.Module]) -> Parallel:
     """As a config that passed ``check_parallel`` wants it. ``build``: see ``Sharded``."""
     if cfg.train.get("parallel") == "fsdp" and comm.get_world_size() > 1:
-        return Sharded(build=build, device_type=device.type, half=bool(cfg.train.amp.enabled))
-    options = dict(cfg.train.ddp)
+        return Sharded(build=build, device_type=device.type, half=MixedPrecision.of(cfg).enabled)
+    options = dict(cfg.train.get("ddp") or {})
     if comm.get_world_size() > 1:
         # detectron2 gives each rank the GPU of its number, also where there are none, or where it sees no other.
         options["device_ids"] = None if device.type == "cpu" else [torch.cuda.current_device()]

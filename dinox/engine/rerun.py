@@ -1,11 +1,13 @@
 """Running the forward passes of a step again, to see where a number comes from that is not finite."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
@@ -52,26 +54,40 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the first number comes from that is not finite, in words, None if nowhere; and the images of that pass."""
+    """Where the first number comes from that is not finite, in words, None if nowhere; and the images of that pass.
+    costs: what the matcher said of costs that were not finite, in the first pass that has such."""
 
     where: str | None
     batch: list[dict]
+    costs: str | None = None
 
 
 def find_origin(
     model: nn.Module, passes: Sequence[ForwardPass], autocast: Autocast, loss_scale: float | None
 ) -> Origin:
-    """Run the passes of a step again; arguments as for ``run_again``."""
+    """Run the passes of a step again; arguments as for ``run_again``.
+
+    An error of that, such as memory that ran out, is what is said of the pass. Not so with several processes, where it
+    is raised: the others may wait in a pass for this one, which has to end so that they do.
+    """
     passes[0].restore_statistics()
     everything = [item for each in passes for item in each.batch]
     found = [Origin(first_non_finite_weight(model), everything)]
     for each in passes:  # none is left out, whatever is found: other ranks may wait in it
         try:
             again = run_again(model, each, autocast, loss_scale)
-            found.append(Origin(again.first, each.batch))
+            found.append(Origin(again.first, each.batch, costs_of(model)))
         except Exception as error:
+            if comm.get_world_size() > 1:
+                raise
             found.append(Origin(f"not to be found ({type(error).__name__}: {error})", each.batch))
-    return next((each for each in found if each.where is not None), Origin(None, everything))
+    origin = next((each for each in found if each.where is not None), Origin(None, everything))
+    return dataclasses.replace(origin, costs=next((each.costs for each in found if each.costs is not None), None))
+
+
+def costs_of(model: nn.Module) -> str | None:
+    """What a criterion of dinox remembers of costs that were not finite in its last pass."""
+    return getattr(getattr(model, "criterion", None), "non_finite_costs", None)
 
 
 @dataclass(frozen=True)

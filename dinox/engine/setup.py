@@ -22,10 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dinox.checkpoint.run_files import remove_leftovers_of_killed
-from dinox.engine.determinism import deterministic_seed
+from dinox.engine.determinism import check_deterministic, deterministic_seed
 from dinox.engine.logs import RunLog
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import check_accumulation
+from dinox.engine.mixed_precision import MixedPrecision
 from dinox.engine.model_settings import check_model_settings
 from dinox.engine.non_finite import check_non_finite
 from dinox.engine.options import check_options
@@ -37,7 +38,6 @@ _LEAST = {
     "train.accumulation_steps": 1,
     "train.log_period": 1,
     "train.eval_period": 0,  # none before the end
-    "train.amp.max_skips_in_a_row": 1,
     "train.checkpointer.period": 1,
     "train.checkpointer.max_to_keep": 1,
     "train.matching_metrics.period": 0,  # as eval_period
@@ -57,7 +57,12 @@ def check_settings(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ValueError(f"{key}: expected a whole number of at least {least}, got {value!r}")
+    partial = OmegaConf.select(cfg, "train.allow_partial")
+    if partial is not None and not isinstance(partial, bool):
+        raise ValueError(f"train.allow_partial: expected true or false, got {partial!r}")
+    MixedPrecision.of(cfg)
     check_non_finite(OmegaConf.select(cfg, "train.non_finite"))
+    check_deterministic(cfg.train.get("deterministic"))
     check_model_settings(cfg.train)
     batch, processes = OmegaConf.select(cfg, "dataloader.train.total_batch_size"), comm.get_world_size()
     if batch is not None and batch % processes:

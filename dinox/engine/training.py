@@ -33,10 +33,10 @@ from dinox.engine.checkpoint_and_config import number_classes_like, warn_of_anot
 from dinox.engine.determinism import deterministic_algorithms
 from dinox.engine.evaluations import Evaluations, Goals, check_metrics, copies_of_weights
 from dinox.engine.logs import Console, RunLog
-from dinox.engine.loss_scaling import MAX_SKIPS_IN_A_ROW
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.matching import MatchingMetricsHook
 from dinox.engine.micro_batches import MicroBatches, warn_of_batch_norms
+from dinox.engine.mixed_precision import MixedPrecision
 from dinox.engine.model_settings import apply_model_settings
 from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.parallel import check_parallel, make_parallel
@@ -156,7 +156,8 @@ class _TrainingRun:
         settings = plain_settings(cfg)
         # The model becomes a part of the config, as in detectron2's script.
         self.cfg = cfg = copy.deepcopy(cfg)
-        self.precision = cfg.train.amp.get("dtype", "bf16") if cfg.train.amp.enabled else "fp32"
+        amp = MixedPrecision.of(cfg)
+        self.precision = amp.precision
         self.scheduler = instantiate(cfg.lr_multiplier)
         if not isinstance(self.scheduler, ParamScheduler):
             raise ValueError(f"lr_multiplier: expected a fvcore ParamScheduler, got {type(self.scheduler).__name__}")
@@ -185,11 +186,11 @@ class _TrainingRun:
             optimizer=optimizer,
             device=device,
             precision=self.precision,
-            non_finite=NonFiniteSteps(output_dir=cfg.train.output_dir, **cfg.train.get("non_finite", {})),
+            non_finite=NonFiniteSteps(output_dir=cfg.train.output_dir, **(cfg.train.get("non_finite") or {})),
             micro_batches=MicroBatches(
                 accumulation_steps=cfg.train.get("accumulation_steps") or 1, seed=lambda: self.run_state.seed
             ),
-            max_skips_in_a_row=cfg.train.amp.get("max_skips_in_a_row", MAX_SKIPS_IN_A_ROW),
+            max_skips_in_a_row=amp.max_skips_in_a_row,
         )
         self.checkpointer.add_checkpointable("trainer", self.trainer)
         self._evaluation = evaluation

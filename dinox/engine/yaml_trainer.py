@@ -12,7 +12,6 @@ import torch
 from detectron2.config import CfgNode, instantiate
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, hooks
-from detectron2.engine.defaults import create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -29,13 +28,14 @@ from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
 from dinox.data.skipping import SkippingLoader
 from dinox.engine.averaging import AveragedState, WeightAverage
-from dinox.engine.determinism import deterministic_algorithms
+from dinox.engine.determinism import check_deterministic, deterministic_algorithms
 from dinox.engine.evaluations import Evaluations, Goals, copies_of_weights
-from dinox.engine.loss_scaling import MAX_SKIPS_IN_A_ROW
 from dinox.engine.lr_scaling import LRScaling
-from dinox.engine.micro_batches import MicroBatches
+from dinox.engine.micro_batches import MicroBatches, warn_of_batch_norms
+from dinox.engine.mixed_precision import MixedPrecision
 from dinox.engine.model_settings import apply_model_settings
 from dinox.engine.non_finite import NonFiniteSteps
+from dinox.engine.parallel import make_parallel
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
 from dinox.engine.setup import check_output_folder_is_free, check_settings, check_space, locked_output_folder
@@ -43,6 +43,7 @@ from dinox.engine.statistics import AveragedStatistics
 from dinox.engine.stopping import StoppedEarly
 from dinox.engine.trainer import Trainer
 from dinox.engine.writers import RunClock, build_writers
+from dinox.engine.yaml_checks import check_goals, check_processes
 from dinox.evaluation import evaluate_model
 from dinox.modeling import drop_training_parts
 from dinox.utils.suggest import did_you_mean
@@ -75,11 +76,13 @@ class DinoxTrainer(DefaultTrainer):
             self.max_iter = cfg.SOLVER.MAX_ITER
             self._lazy = lazy = lazy_config(cfg)
             check_settings(lazy)
+            check_processes(lazy)
             self._deterministic = lazy.train.get("deterministic")
             check_output_folder_is_free(cfg.OUTPUT_DIR, setting="OUTPUT_DIR")
             if comm.is_main_process():
                 check_data(lazy)
             comm.synchronize()  # datasets may be written when they are first asked for
+            check_goals(lazy, cfg.DATASETS.TEST, partial(self.build_evaluator, cfg))
             model = self.build_model(cfg)
             self._trainer = self._build_trainer(lazy, model)
             self._run_state = RunState(
@@ -99,23 +102,25 @@ class DinoxTrainer(DefaultTrainer):
             self.register_hooks(self.build_hooks())
 
     def _build_trainer(self, lazy: DictConfig, model: nn.Module) -> Trainer:
-        device = next(model.parameters()).device
+        device, amp = next(model.parameters()).device, MixedPrecision.of(lazy)
+        check_deterministic(self._deterministic, device)
         apply_model_settings(model, lazy.train)
-        options = {"broadcast_buffers": False} | ({"device_ids": None} if device.type == "cpu" else {})
+        parallel = make_parallel(lazy, device=device, build=partial(self.build_model, self.cfg))
         optimizer = self.build_optimizer(self.cfg, model)
         self._lr_scaling = LRScaling.of(lazy)
         self._lr_scaling.apply(optimizer)
+        warn_of_batch_norms(model, lazy.train.get("accumulation_steps") or 1)
         return Trainer(
-            model=create_ddp_model(model, **options),
+            model=parallel.wrap(model),
             data_loader=self.build_train_loader(self.cfg),
             optimizer=optimizer,
             device=device,
-            precision=lazy.train.amp.get("dtype", "bf16") if lazy.train.amp.enabled else "fp32",
-            non_finite=NonFiniteSteps(output_dir=self.cfg.OUTPUT_DIR, **lazy.train.get("non_finite", {})),
+            precision=amp.precision,
+            non_finite=NonFiniteSteps(output_dir=self.cfg.OUTPUT_DIR, **(lazy.train.get("non_finite") or {})),
             micro_batches=MicroBatches(
                 accumulation_steps=lazy.train.get("accumulation_steps") or 1, seed=lambda: self._run_state.seed
             ),
-            max_skips_in_a_row=lazy.train.amp.get("max_skips_in_a_row", MAX_SKIPS_IN_A_ROW),
+            max_skips_in_a_row=amp.max_skips_in_a_row,
         )
 
     # ---------------------------------------------------------------------------------------------------- what is built
@@ -280,8 +285,10 @@ class DinoxTrainer(DefaultTrainer):
                     self._set_schedule(self.start_iter)
             elif self.cfg.MODEL.WEIGHTS:
                 classes = self.checkpointer.description.get("class_names")
+                purpose = "partial" if self._lazy.train.get("allow_partial") else "train"
                 ema = self._lazy.train.get("use_ema_weights", True)
-                load_weights(self.checkpointer.model, self.cfg.MODEL.WEIGHTS, class_names=classes, ema=ema)
+                model, weights = self.checkpointer.model, self.cfg.MODEL.WEIGHTS
+                load_weights(model, weights, purpose=purpose, class_names=classes, ema=ema)
 
     def _set_schedule(self, iteration: int) -> None:
         self.scheduler.last_epoch = iteration

@@ -24,6 +24,7 @@ class Targets:
     seeds: of what is drawn at random for each image (see :mod:`dinox.utils.image_random`); None: images have none.
     whole: all images of the step of this rank, where these are only some of them, from the ``start``-th one on; None:
     these are all.
+    max_of_ranks: ``max_count`` of the whole batches of all ranks; None: the ranks have not told each other.
     """
 
     labels: Tensor
@@ -33,6 +34,7 @@ class Targets:
     seeds: tuple[int, ...] | None = None
     whole: Targets | None = None
     start: int = 0
+    max_of_ranks: int | None = None
 
     @property
     def max_count(self) -> int:

@@ -22,10 +22,12 @@ class WholeBatch:
     """All images of one step of this rank, of which the model is given a few that follow each other.
 
     inputs: their dicts, with ground truth and noise seeds. start: the place in ``inputs`` of the first one given.
+    max_objects: of the fullest image of all ranks in this step; None: the ranks have not told each other.
     """
 
     inputs: Sequence[dict[str, Any]]
     start: int
+    max_objects: int | None = None
 
     @classmethod
     def of(cls, batched_inputs: Sequence[dict[str, Any]]) -> WholeBatch:

@@ -55,6 +55,16 @@ def run_eagerly() -> Iterator[None]:
         yield
 
 
+def allow_recompilations(least: int, limits: Any = None) -> None:
+    """Have torch.compile make at least so many graphs of a function before it gives up on it.
+
+    limits: where torch has its limits (``torch._dynamo.config``); before 2.6 this one has another name.
+    """
+    limits = torch._dynamo.config if limits is None else limits
+    name = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"
+    setattr(limits, name, max(getattr(limits, name), least))
+
+
 _NUMPY_ALIASES = {"float": float, "int": int, "bool": bool, "object": object, "str": str, "complex": complex}
 """Names of Python's own types that numpy 1.24 removed; some came back with another meaning, which stay as they are."""
 
@@ -269,6 +279,14 @@ def forget_local_processes() -> None:
     from detectron2.utils import comm
 
     comm._LOCAL_PROCESS_GROUP = None
+
+
+def cpu_group() -> dist.ProcessGroup | None:
+    """The group of all ranks for tensors on the host; None for torch's default group. With nccl it is the one in which
+    detectron2's ``comm`` gathers objects; it is made at the first call, which all ranks have to make then."""
+    from detectron2.utils import comm
+
+    return comm._get_global_gloo_group() if dist.get_backend() == "nccl" else None
 
 
 def set_cpu_group(group: dist.ProcessGroup) -> None:

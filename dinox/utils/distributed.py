@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dinox.utils.compat import cpu_group
+
 LONG_WAIT = timedelta(hours=6)
 
 
@@ -25,12 +27,11 @@ def average_across_ranks(value: Tensor) -> Tensor:
 
 
 def max_across_ranks(value: int) -> int:
-    """Greatest value of any rank."""
+    """Greatest value of any rank; on the hosts, so that none waits for its device."""
     if world_size() == 1:
         return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(value, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    tensor = torch.tensor(value)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=cpu_group())
     return int(tensor)
 
 

@@ -7,6 +7,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 
 from dinox.engine import MicroBatches, Trainer
+from dinox.engine import micro_batches as module
 from dinox.structures.whole_batch import NOISE_SEED, WHOLE_BATCH
 from tests.engine.tiny import TinyDetector
 from tests.small_models import make_input
@@ -57,6 +58,13 @@ def test_parts_know_the_whole_batch_and_their_place_in_it():
         assert [x["image_id"] for x in whole.inputs] == list(range(5)) and whole.start == start
         start += len(part.inputs)
     assert not any(NOISE_SEED in x or WHOLE_BATCH in x for x in batch)  # the loader's dicts stay as they are
+
+
+def test_parts_know_the_fullest_image_of_the_whole_batch(monkeypatch):
+    told = []
+    monkeypatch.setattr(module, "max_across_ranks", lambda own: told.append(own) or 9)
+    parts = split([make_input(64, 64, objects) for objects in (1, 3, 0)], 3)
+    assert told == [3] and [part.inputs[0][WHOLE_BATCH].max_objects for part in parts] == [9, 9, 9]
 
 
 def test_a_batch_in_one_part_needs_no_further_keys():

@@ -1,18 +1,24 @@
 """What is found out about a loss, a cost or a gradient that is not finite, and steps that are skipped."""
 
 import csv
+import os
 import re
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils import comm
 from torch import nn
 
 from dinox.analysis import rerun_non_finite
 from dinox.engine import ClippedAdamW, Trainer
 from dinox.engine.batch_dump import plain, restored
 from dinox.engine.micro_batches import MicroBatches
-from dinox.engine.non_finite import NonFiniteSteps
+from dinox.engine.non_finite import NonFiniteSteps, check_non_finite
+from dinox.utils.distributed import average_across_ranks
+from tests.modeling.test_distributed import free_port
 from tests.small_models import build_small, make_input
 
 
@@ -199,6 +205,55 @@ def test_costs_alone_end_training_too_and_are_named():
     assert "matching needs finite costs" in text
 
 
+@pytest.mark.parametrize("bad", [0, 1])
+def test_costs_of_any_part_of_a_step_are_named(bad):
+    """Spoilt are those of the part that starts with the image ``2 * bad``."""
+    model = build_small()
+    batch = [make_input(64, 64, 1, seed=i) for i in range(4)]
+    trainer = make_trainer(model, data=[batch], micro_batches=MicroBatches(accumulation_steps=2))
+    assign = model.criterion.matcher._costs_on_host
+
+    def spoilt(predictions, targets):
+        (logits, boxes), *others = predictions
+        return assign([(logits, boxes * (float("nan") if targets.start == 2 * bad else 1)), *others], targets)
+
+    model.criterion.matcher._costs_on_host = spoilt
+    assert "matching needs finite costs" in error_of(trainer)
+
+
+class FailsOnRankOne(Chain):
+    """Its losses are NaN; and when the second rank runs again, it has no memory."""
+
+    calls = 0
+
+    def forward(self, batch):
+        self.calls += 1
+        if self.calls > 1 and dist.get_rank() == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        losses = super().forward(batch)
+        return {name: average_across_ranks(loss) * float("nan") for name, loss in losses.items()}
+
+
+def run_again_on_a_rank(rank, port, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    comm._LOCAL_PROCESS_GROUP = dist.group.WORLD
+    trainer = make_trainer(FailsOnRankOne(), most_skipped=1)
+    trainer._compute_gradients = lambda batch: trainer._forward(batch)
+    try:
+        trainer.train(0, 2)
+    except Exception as error:
+        (folder / str(rank)).write_text(f"{type(error).__name__}: {error}")
+        os._exit(0)  # as the processes of a run that failed, none of which waits for another
+
+
+@pytest.mark.timeout(60)
+def test_a_rank_whose_second_run_fails_ends_and_leaves_no_other_waiting(tmp_path):
+    mp.start_processes(run_again_on_a_rank, (free_port(), tmp_path), nprocs=2, start_method="fork")
+    assert (tmp_path / "1").read_text() == "OutOfMemoryError: out of memory"
+    assert re.search(r"RuntimeError: .*(closed|reset|gloo)", (tmp_path / "0").read_text())
+
+
 # --------------------------------------------------------------------------------------------------------- the file
 
 
@@ -383,6 +438,13 @@ def test_the_count_goes_through_checkpoints(tmp_path):
         resumed.train(2, 4)
     rows = rows_of(tmp_path)
     assert [row[0] for row in rows] == ["iteration", "0", "2"]
+
+
+@pytest.mark.parametrize("options", ["skip", 3, True, [1]])
+def test_settings_that_are_none_are_an_error(options):
+    with pytest.raises(ValueError, match=r"train\.non_finite: expected most_skipped, such as .*, got "):
+        check_non_finite(options)
+    check_non_finite(None)
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "2", None])

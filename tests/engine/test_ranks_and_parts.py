@@ -13,6 +13,7 @@ from dinox.config import load_config
 from dinox.engine import MicroBatches, train
 from tests.engine.conftest import TINY_DINO_CONFIG
 from tests.modeling.test_distributed import TIME_LIMIT, free_port
+from tests.small_models import DINO, build_small, make_input
 
 STEPS = 3
 OVERRIDES = [
@@ -85,6 +86,36 @@ def test_two_ranks_see_the_images_of_one_process_and_have_its_losses(tmp_path, a
     assert sorted(seen[0] + seen[1]) == sorted(alone[0])
     assert seen[0] == alone[0][0::2] and seen[1] == alone[0][1::2]
     assert_same_losses(losses(cfg), alone[1])
+
+
+def count_exchanges_of_slots(rank, port, folder, config):
+    """parts -> in each step, how often ranks tell each other a maximum."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    maxima, all_reduce, found = [], dist.all_reduce, {}
+
+    def counting(tensor, op=dist.ReduceOp.SUM, **options):
+        maxima.extend([1] * (op == dist.ReduceOp.MAX))
+        return all_reduce(tensor, op=op, **options)
+
+    dist.all_reduce = counting
+    for parts in (1, 2, 4):
+        maxima.clear()
+        model = build_small(config)
+        batch = [make_input(64, 64, (rank + i) % 3, seed=i) for i in range(4)]
+        for part in MicroBatches(accumulation_steps=parts, seed=lambda: 1).split(batch, 0):
+            targets = model.prepare_targets(part.inputs)
+            model.predict(part.inputs, targets)
+        found[parts] = len(maxima)
+    torch.save(found, Path(folder) / f"{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+def test_ranks_tell_each_other_the_fullest_image_once_a_step(tmp_path):
+    mp.start_processes(count_exchanges_of_slots, (free_port(), tmp_path, DINO), nprocs=2, start_method="fork")
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pth") == {1: 1, 2: 1, 4: 1}
 
 
 def test_accumulation_has_the_losses_of_the_whole_batch(tmp_path, alone):

@@ -59,6 +59,25 @@ def test_checkpoints_are_plain_and_load_through_the_stock_checkpointer(finished_
         assert torch.equal(model.state_dict()[name], tensor)
 
 
+def test_null_switches_off_what_may_be_switched_off(tiny_cfg):
+    for key in ("non_finite", "ddp", "amp", "ema", "compile", "lr_scaling", "parallel", "timeout"):
+        tiny_cfg.train[key] = None
+    tiny_cfg.train.max_iter = 1
+    assert "bbox/AP" in train(tiny_cfg, console="off")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("non_finite", "skip"), ("non_finite", 3), ("amp", "fp16"), ("deterministic", "yes"), ("allow_partial", "no")],
+)
+def test_settings_of_another_type_are_told_before_anything_is_written(tiny_cfg, key, value):
+    """As programs may set them; overrides are refused earlier."""
+    tiny_cfg.train[key] = value
+    with pytest.raises(ValueError, match=rf"train\.{key}: expected .*, got {value!r}"):
+        train(tiny_cfg, console="off")
+    assert not Path(tiny_cfg.train.output_dir).exists()
+
+
 def test_the_config_is_not_changed(finished_run):
     cfg, _ = finished_run
     assert "model" not in cfg.optimizer.params

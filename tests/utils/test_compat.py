@@ -25,6 +25,14 @@ from dinox.utils.compat import (
 FOLDER = Path("/env/detectron2")
 
 
+@pytest.mark.parametrize("name", ["recompile_limit", "cache_size_limit"])
+@pytest.mark.parametrize(("before", "after"), [(8, 64), (100, 100)])
+def test_the_limit_of_graphs_has_another_name_in_older_torch(name, before, after):
+    limits = SimpleNamespace(**{name: before})
+    compat.allow_recompilations(64, limits)
+    assert vars(limits) == {name: after}
+
+
 @pytest.mark.parametrize(
     "error, cause, cure",
     [

@@ -250,7 +250,7 @@ class DetectionTransformer(nn.Module):
     def prepare_targets(self, batched_inputs: list[dict[str, Any]]) -> Targets:
         """Ground truth on the model's device. Inputs that are a part of a batch know that of the whole one."""
         whole = WholeBatch.of(batched_inputs)
-        targets = self._targets_of(whole.inputs)
+        targets = dataclasses.replace(self._targets_of(whole.inputs), max_of_ranks=whole.max_objects)
         return targets if whole.inputs is batched_inputs else targets.part(whole.start, len(batched_inputs))
 
     def _targets_of(self, batched_inputs: Sequence[dict[str, Any]]) -> Targets:

@@ -140,7 +140,9 @@ class DenoisingQueries(nn.Module):
         if context.targets is None:
             return self._known_objects(context)
         batch = context.targets.batch
-        slots = max_across_ranks(batch.max_count)  # M, the same in all parts of a batch and on all ranks, and so G
+        slots = batch.max_of_ranks  # M, the same in all parts of a batch and on all ranks, and so G
+        if slots is None:
+            slots = max_across_ranks(batch.max_count)
         objects = self._fill_slots(context, min(slots, self.max_objects))
         num_groups = self._count_groups(objects.shape[1])
         noise = self.sample_noise(objects.shape, num_groups * self.box_noise.halves, context)
