@@ -211,13 +211,13 @@ def test_costs_of_any_part_of_a_step_are_named(bad):
     model = build_small()
     batch = [make_input(64, 64, 1, seed=i) for i in range(4)]
     trainer = make_trainer(model, data=[batch], micro_batches=MicroBatches(accumulation_steps=2))
-    assign = model.criterion.matcher._costs_on_host
+    assign = model.criterion.matcher.costs_on_host
 
     def spoilt(predictions, targets):
         (logits, boxes), *others = predictions
         return assign([(logits, boxes * (float("nan") if targets.start == 2 * bad else 1)), *others], targets)
 
-    model.criterion.matcher._costs_on_host = spoilt
+    model.criterion.matcher.costs_on_host = spoilt
     assert "matching needs finite costs" in error_of(trainer)
 
 
