@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = 60  # characters of a value
 
+_AS_WITHOUT = {"train.accumulation_steps": 1, "train.parallel": "ddp", "train.use_ema_weights": True}
+"""Values of settings that do the same as none."""
+_NOT_OF_TRAINING = ("train.best_checkpoint", "train.timeout")
+"""Settings, or sections of them, that weights do not depend on."""
+
 
 class RunState:
     """
@@ -180,7 +185,20 @@ def _text(value: Any) -> str:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    for key in sorted({*before, *now}):
+    for key in sorted({*before, *now} - {"train.output_dir"}):
         values = [settings.get(key, "-") for settings in (before, now)]
-        if values[0] != values[1] and key != "train.output_dir":
+        is_new = (key in before) != (key in now)  # a setting that one of two versions of dinox has
+        if values[0] != values[1] and not (is_new and _is_off(key, {**before, **now})):
             yield key, *(str(value)[:_SHOWN] for value in values)
+
+
+def _is_off(key: str, settings: Mapping[str, Any]) -> bool:
+    """Is training the same without this setting? Those of ``train`` may be missing, which then switches them off."""
+    if not key.startswith("train."):
+        return False
+    value, section = settings[key], key.rpartition(".")[0]
+    if value in (None, False, 0, "[]") or (key, value) in _AS_WITHOUT.items():
+        return True
+    if key in _NOT_OF_TRAINING or section in _NOT_OF_TRAINING:
+        return True
+    return settings.get(f"{section}.enabled") is False or settings.get(f"{section}.rule", "-") is None

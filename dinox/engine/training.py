@@ -196,9 +196,8 @@ class _TrainingRun:
         self.trainer.register_hooks(self._make_hooks())  # before resuming: their state is in the checkpoint
         self.start = self._resume() if resuming else 0
         self._batches = iter(self._train_loader)  # which begins where the run is resumed
-        self._first_batch = next(
-            self._batches
-        )  # now, so that images that cannot be read show before anything is written
+        # Now, so that images that cannot be read show before anything is written.
+        self._first_batch = next(self._batches)
 
     def _first_batch_and_rest(self) -> Iterator[list[dict]]:
         """Runs when training does."""
@@ -275,7 +274,11 @@ class _TrainingRun:
     def register_writers(self) -> None:
         """The last hook, so that it writes what the others measured. It opens files in the output folder."""
         train = self.cfg.train
-        writers = build_writers(train.output_dir, max_iter=train.max_iter) if comm.is_main_process() else []
+        writers = []
+        if comm.is_main_process():
+            writers = build_writers(
+                train.output_dir, max_iter=train.max_iter, has_ended=lambda: self.evaluations.has_ended
+            )
         self.trainer.register_hooks([hooks.PeriodicWriter(writers, train.log_period)])
 
     def report_skipped_images(self) -> None:
