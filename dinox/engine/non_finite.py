@@ -21,7 +21,7 @@ from dinox.checkpoint.run_files import save
 from dinox.engine.batch_dump import plain
 from dinox.engine.first_non_finite import non_finite_gradients
 from dinox.engine.non_finite_list import SkippedSteps
-from dinox.engine.peers import NonFiniteOnAllRanks
+from dinox.engine.peers import FloatingPointErrorOnAllRanks
 from dinox.engine.rerun import Autocast, ForwardPass, file_names, find_origin, running_statistics
 from dinox.utils.distributed import unwrapped
 from dinox.utils.random_state import own_generators, random_state, set_random_state
@@ -116,7 +116,7 @@ class NonFiniteSteps:
         )
         text = explanation(step, reports)
         if self._skipped.count >= self.most_skipped:
-            raise NonFiniteOnAllRanks(f"{text}. {self._end(step, model, reports)}")
+            raise FloatingPointErrorOnAllRanks(f"{text}. {self._end(step, model, reports)}")
         self._passes[0].restore_statistics()
         self._skipped.add(step.iteration, bad_reports(reports))
         logger.warning(
@@ -203,18 +203,18 @@ def explanation(step: BadStep, reports: Sequence[RankReport]) -> str:
     if step.loss_scale != 1:
         scalars.append(f"loss scale {step.loss_scale:g}")
     causes = "; ".join(rank_label.format(rank) + _cause(each, step) for rank, each in bad.items())
-    costs = _by_ranks({rank: each.costs for rank, each in bad.items() if each.costs})
+    costs = _by_ranks({rank: each.costs for rank, each in bad.items() if each.costs}, of=len(bad))
     what = "gradient" if step.of_gradient else "loss"
     told = f"non-finite {what} at iteration {step.iteration}: {terms} ({', '.join(scalars)}; {where})"
     return f"{told}. Where it began: {causes}" + (f" ({costs})" if costs else "")
 
 
-def _by_ranks(texts: Mapping[int, str]) -> str:
-    """What several ranks say comes once; without ranks if it is all that there is."""
+def _by_ranks(texts: Mapping[int, str], *, of: int) -> str:
+    """What several ranks say comes once; without their numbers if all of them say the same."""
     ranks: dict[str, list[str]] = {}
     for rank, text in texts.items():
         ranks.setdefault(text, []).append(f"rank {rank}")
-    if len(ranks) == 1:
+    if len(ranks) == 1 and len(texts) == of:
         return next(iter(ranks))
     return "; ".join(f"{', '.join(those)}: {text}" for text, those in ranks.items())
 

@@ -49,7 +49,7 @@ class Failure:
         return self.message if self.of_all else f"rank {self.rank}: {self.message}"
 
 
-class NonFiniteOnAllRanks(FloatingPointError):
+class FloatingPointErrorOnAllRanks(FloatingPointError):
     """What all processes found together, and raise alike."""
 
 
@@ -90,7 +90,7 @@ class Peers:
         self.failed = True
         try:
             if not is_lost_connection(error):
-                failure = self._post(Failure(self.rank, message, code, isinstance(error, NonFiniteOnAllRanks)))
+                failure = self._post(Failure(self.rank, message, code, isinstance(error, FloatingPointErrorOnAllRanks)))
             else:
                 failure = self._wait_for_failure() or self._post(self._failure_of_silent_ones(error))
             self._store.set(f"seen/{self.rank}", "")

@@ -94,7 +94,7 @@ class RunState:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from ``of_run``'s: the data from its next iterator on, random numbers by ``set_random_numbers``."""
         self._resumed, self._seed = dict(state), state["seed"]
-        rows = list(_changes(state["settings"], self._settings))
+        rows = list(changed_settings(state["settings"], self._settings))
         processes = (len(state["ranks"]), comm.get_world_size())
         if processes[0] != processes[1]:
             rows.append(("number of processes", *map(str, processes)))
@@ -184,10 +184,11 @@ def _text(value: Any) -> str:
     return str(value) if value is None or isinstance(value, (str, int, float, dict)) else type(value).__qualname__
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """(name, before, now) of ``plain_settings``. A setting that one side lacks counts only where it is in use."""
     for key in sorted({*before, *now} - {"train.output_dir"}):
         values = [settings.get(key, "-") for settings in (before, now)]
-        is_new = (key in before) != (key in now)  # a setting that one of two versions of dinox has
+        is_new = (key in before) != (key in now)
         if values[0] != values[1] and not (is_new and _is_off(key, {**before, **now})):
             yield key, *(str(value)[:_SHOWN] for value in values)
 

@@ -16,7 +16,7 @@ from dinox.engine.lr_scaling import unscaled_lr
 from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
 from dinox.engine.non_finite import BadStep, NonFiniteSteps, describe_images, is_finite_number
 from dinox.engine.optimizer import gradient_norm
-from dinox.engine.peers import NonFiniteOnAllRanks
+from dinox.engine.peers import FloatingPointErrorOnAllRanks
 from dinox.utils.compat import silence_schedule_before_optimizer
 from dinox.utils.sharded_tensors import sharded_like
 
@@ -156,7 +156,7 @@ class Trainer(SimpleTrainer):
             images = comm.all_gather(self.non_finite.images())
             bad = [rank for rank, own in enumerate(values) if own[OVERFLOW] > 0]
             where = "; ".join(f"rank {rank}: {images[rank]}" if len(images) > 1 else images[rank] for rank in bad)
-            raise NonFiniteOnAllRanks(scaler.explanation(self.iter, mean[GRAD_SCALE], self._lr(), where))
+            raise FloatingPointErrorOnAllRanks(scaler.explanation(self.iter, mean[GRAD_SCALE], self._lr(), where))
 
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)

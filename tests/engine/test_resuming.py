@@ -19,7 +19,7 @@ from dinox.config import load_config
 from dinox.data import CopyPaste, RepeatFactorSampling, large_scale_jitter
 from dinox.data.position import Position
 from dinox.engine import Trainer, TrainingStopped, train
-from dinox.engine.run_state import plain_settings
+from dinox.engine.run_state import changed_settings, plain_settings
 from tests.data.coco_files import write_image
 from tests.engine.conftest import TINY_CONFIG, TINY_DINO_CONFIG
 from tests.engine.tiny import TinyDetector
@@ -331,6 +331,36 @@ def test_unchanged_settings_are_not_printed(tmp_path, stop_in, capsys):
         train(cfg, console="off")
     train(cfg, resume=True)
     assert "other settings" not in capsys.readouterr().out
+
+
+BEFORE = ("amp.enabled", "amp.dtype", "checkpointer", "ddp", "device", "eval_period", "init", "log", "max_iter", "seed")
+"""Settings of ``train``, or how they begin, that checkpoints of the first versions have."""
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_counts_as_changed_only_in_use():
+    now = plain_settings(load_config(TINY_CONFIG, ["train.amp.enabled=true"]))
+    known = tuple(f"train.{name}" for name in BEFORE)
+    before = {name: value for name, value in now.items() if not name.startswith("train.") or name.startswith(known)}
+    assert len(now) - len(before) > 20
+    (own,) = changed_settings(before, now)
+    assert own == ("train.amp.max_skips_in_a_row", "-", "20")  # mixed precision is on
+    in_use = {"train.ema.enabled": True, "train.accumulation_steps": 2, "train.lr_scaling.rule": "sqrt", "model.new": 0}
+    rows = list(changed_settings(before, now | in_use | {"optimizer.lr": 2.0}))
+    assert [name for name, _, _ in rows] == [
+        "model.new",
+        "optimizer.lr",
+        "train.accumulation_steps",
+        "train.amp.max_skips_in_a_row",
+        "train.ema.decay",
+        "train.ema.enabled",
+        "train.ema.warmup",
+        "train.lr_scaling.reference_batch_size",
+        "train.lr_scaling.rule",
+    ]
+    # As well where the checkpoint has what the config lacks.
+    assert [name for name, *_ in changed_settings(now | in_use, before)] == [
+        name for name, *_ in rows if name != "optimizer.lr"
+    ]
 
 
 def test_settings_are_told_as_plain_values(tmp_path):
