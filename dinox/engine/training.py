@@ -53,6 +53,7 @@ from dinox.engine.setup import (
 from dinox.engine.statistics import AveragedStatistics
 from dinox.engine.stopping import StoppedEarly
 from dinox.engine.trainer import Trainer
+from dinox.engine.weights import start_weights, weights_to_evaluate
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
 from dinox.evaluation.matching import GroundTruthImages
@@ -133,7 +134,7 @@ def evaluate(
         _require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train.device")
         resolved = resolve_device(cfg.train.device, requested=device)
         deterministic = stack.enter_context(deterministic_algorithms(cfg.train.get("deterministic"), resolved))
-        weights = _weights_to_evaluate(cfg, resume)
+        weights = weights_to_evaluate(cfg, resume=resume)
         _check_data_once(cfg, training=False)
         evaluation = _prepare_evaluation(cfg)
         seed_everything(cfg.train.get("seed", -1), deterministic=deterministic)
@@ -164,7 +165,7 @@ class _TrainingRun:
         apply_model_settings(self.model, cfg.train)
         self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
         self.checkpointer.description = describe(cfg, _class_names(cfg))
-        resuming = self._start_weights(resume)
+        resuming = start_weights(self.checkpointer, cfg, resume=resume)
         self.parallel = make_parallel(cfg, device=device, build=lambda: instantiate(cfg.model).to(device))
         wrapped = self.parallel.wrap(self.model)  # before the optimizer, which takes the parameters that are then there
         optimizer = instantiate(cfg.optimizer)
@@ -204,19 +205,6 @@ class _TrainingRun:
         yield self._first_batch
         del self._first_batch
         yield from self._batches
-
-    def _start_weights(self, resume: bool) -> bool:
-        """Load the initial weights, unless there is a checkpoint to resume; returns whether there is."""
-        if resume and self.checkpointer.has_checkpoint():
-            return True
-        if resume:
-            logger.warning("No checkpoint to resume in %s: starting anew", self.cfg.train.output_dir)
-        if self.cfg.train.init_checkpoint:
-            purpose = "partial" if self.cfg.train.get("allow_partial") else "train"
-            classes = self.checkpointer.description.get("class_names")
-            ema = self.cfg.train.get("use_ema_weights", True)
-            load_weights(self.model, self.cfg.train.init_checkpoint, purpose=purpose, class_names=classes, ema=ema)
-        return False
 
     def _resume(self) -> int:
         """Load everything from the last checkpoint. Returns the iteration to continue with."""
@@ -348,16 +336,3 @@ def _check_data_once(cfg: DictConfig, *, training: bool) -> None:
     if comm.is_main_process():
         check_data(cfg, training=training)
     comm.synchronize()
-
-
-def _weights_to_evaluate(cfg: DictConfig, resume: bool) -> str:
-    if not resume:
-        if not cfg.train.init_checkpoint:
-            raise ValueError(
-                "no weights to evaluate: give train.init_checkpoint=FILE, or resume to take train.output_dir's last"
-            )
-        return cfg.train.init_checkpoint
-    checkpointer = Checkpointer(nn.Module(), cfg.train.output_dir)
-    if not checkpointer.has_checkpoint():
-        raise ValueError(f"no weights to evaluate: train.output_dir={cfg.train.output_dir} holds no checkpoint")
-    return checkpointer.get_checkpoint_file()

@@ -183,16 +183,20 @@ def test_row_35_with_any_number_of_workers_before_and_after(tmp_path, stop_in, u
     assert_same(final(cfg), uninterrupted(variant))
 
 
-def test_row_35_stopped_twice_and_in_fp16(tmp_path, stop_in):
-    cfg, whole = (
-        mixed_cfg(tmp_path / name, overrides=["train.amp={enabled:true,dtype:fp16}"]) for name in ("run", "whole")
-    )
-    train(whole, console="off")
+def train_with_two_stops(cfg, stop_in):
     for iteration in (1, 4):
         stop_in(iteration)
         with pytest.raises(TrainingStopped):
             train(cfg, resume=True, console="off")
     train(cfg, resume=True, console="off")
+
+
+def test_row_35_stopped_twice_and_in_fp16(tmp_path, stop_in):
+    cfg, whole = (
+        mixed_cfg(tmp_path / name, overrides=["train.amp={enabled:true,dtype:fp16}"]) for name in ("run", "whole")
+    )
+    train(whole, console="off")
+    train_with_two_stops(cfg, stop_in)
     assert final(cfg)["trainer"]["grad_scaler"]["_growth_tracker"] == STEPS
     assert_same(final(cfg), final(whole))
 
@@ -202,11 +206,7 @@ def test_row_35_the_averaged_weights_go_on_with_their_warm_up(tmp_path, stop_in,
     ema = ["train.ema={enabled:true,decay:0.9,warmup:3}", f"dataloader.train.num_workers={workers}"]
     cfg, whole = (mixed_cfg(tmp_path / name, overrides=ema) for name in ("run", "whole"))
     train(whole, console="off")
-    for iteration in (1, 4):
-        stop_in(iteration)
-        with pytest.raises(TrainingStopped):
-            train(cfg, resume=True, console="off")
-    train(cfg, resume=True, console="off")
+    train_with_two_stops(cfg, stop_in)
     assert_same(final(cfg), final(whole))
     assert final(cfg)["trainer"]["hooks"]["WeightAverage"] == {"steps": STEPS}
     assert_same(final(cfg)["model"], uninterrupted("grouped")["model"])  # averaging changes nothing in training
@@ -240,11 +240,7 @@ def test_row_35_evaluation_draws_nothing_from_the_numbers_of_training(tmp_path, 
     assert_same(final(cfg), final(evaluating), besides=("RunClock", "settings", "Evaluations"))
 
 
-def train_on_a_rank(rank, port, cfg, resume, stopped):
-    """SIGTERM reaches the second rank only."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+def stop_second_rank(rank, stopped):
     run_step = Trainer.run_step
 
     def interrupted(self):
@@ -253,6 +249,14 @@ def train_on_a_rank(rank, port, cfg, resume, stopped):
         run_step(self)
 
     Trainer.run_step = interrupted
+
+
+def train_on_a_rank(rank, port, cfg, resume, stopped):
+    """SIGTERM reaches the second rank only."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+    stop_second_rank(rank, stopped)
     try:
         train(cfg, resume=resume, console="off")
     except TrainingStopped as stop:
