@@ -97,8 +97,8 @@ class ProgressPrinter(EventWriter):
 
     def _losses(self) -> str:
         storage = get_event_storage()
-        if storage.latest()["total_loss"][1] < storage.iter:  # the trainer stores finite losses only
-            return "skipped (loss or gradient not finite)"
+        if storage.latest()["total_loss"][1] < storage.iter:  # not finite, or the error that ends training
+            return "skipped (no step was taken)"
         text = f"loss {_median('total_loss'):.3f}"
         shown = [(name.removeprefix("loss_"), _median(name)) for name in self.LOSSES if name in storage.latest()]
         return text + (f" ({', '.join(f'{name} {value:.3f}' for name, value in shown)})" if shown else "")

@@ -41,6 +41,6 @@ def test_row_27_from_the_command_line(dinox, output_dir, recwarn):
     assert "gradients overflow in fp16 at iteration 2, as in each of the 2 iterations before" in line
     assert "train.amp.max_skips_in_a_row" in line
     written = [json.loads(line) for line in (output_dir / "metrics.json").read_text().splitlines()]
-    assert [entry["skipped_steps"] for entry in written][:2] == [1, 2]
+    assert [entry["skipped_steps"] for entry in written[:2]] == [1, 2]
     # torch takes a first step that is skipped for one that the code forgot.
     assert not [each for each in recwarn if "lr_scheduler.step" in str(each.message)]
