@@ -3,7 +3,7 @@
 
 projects/train_net.py --config-file FILE [--eval-only] [--resume] [--deterministic] [--num-gpus N] [--json FILE]
     [key=value ...]
-torchrun --nproc_per_node N projects/train_net.py --config-file FILE ...
+torchrun --nproc_per_node N projects/train_net.py --config-file FILE ...    (or srun: no --num-gpus needed)
 """
 
 import sys

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from dinox.analysis import check_output_folder, find_checkpoints
+from dinox.analysis import find_checkpoints
 from dinox.analysis.collaboration import (
     DETR,
     CollaborationReport,
@@ -20,16 +18,10 @@ from dinox.analysis.collaboration import (
     draw_collaboration,
 )
 from dinox.checkpoint import read_description
-from dinox.cli.arguments import (
-    add_common_arguments,
-    add_config_safety_arguments,
-    add_ema_argument,
-    split_overrides,
-)
-from dinox.cli.running import check_json_target
+from dinox.cli.analysis_inputs import analysis_inputs
+from dinox.cli.arguments import add_checkpoint_arguments
 from dinox.config import apply_overrides
 from dinox.engine.logs import RunLog
-from dinox.engine.setup import resolve_device
 from dinox.inference.detector import config_of_checkpoint
 from dinox.utils.json_files import write_json
 from dinox.utils.tables import format_table
@@ -59,25 +51,16 @@ def add_collaboration_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="images drawn with maps; default: 4")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what heads sample; default: 0")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the GPU where there is one")
-    add_ema_argument(parser)
-    add_config_safety_arguments(parser)
-    add_common_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.set_defaults(overrides=[])
 
 
 def analyze_collaboration_command(args: argparse.Namespace) -> None:
-    places, overrides = split_overrides(args.checkpoints)
-    check_json_target(args.json_file)
-    check_output_folder(args.output)
-    if args.pictures < 0:
-        raise ValueError(f"--pictures: expected a number of at least 0, got {args.pictures}")
-    if not places:
-        raise ValueError(f"which checkpoints? Got {overrides[0]!r} only: give files, or output folders of runs")
-    device = resolve_device("cuda" if torch.cuda.is_available() else "cpu", requested=args.device, setting="--device")
+    inputs = analysis_inputs(args, expected="files, or output folders of runs")
     with RunLog(console="progress"):  # dinox's own warnings, and not what detectron2 says of datasets
         report = analyze_collaboration(
-            _named_models(args, places, [*overrides, *args.overrides]),
-            device=device,
+            _named_models(args, inputs.places, inputs.overrides),
+            device=inputs.device,
             num_images=args.images,
             num_pictures=args.pictures if args.output else 0,
             seed=args.seed,

@@ -4,29 +4,20 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import torch
-
 from dinox.analysis import (
     LayerScores,
     MatchingReport,
     analyze_matching,
-    check_output_folder,
     draw_matching,
     find_checkpoints,
     read_layer_scores,
 )
 from dinox.analysis.layer_scores import first_known_layer
 from dinox.checkpoint import read_description
-from dinox.cli.arguments import (
-    add_common_arguments,
-    add_config_safety_arguments,
-    add_ema_argument,
-    split_overrides,
-)
-from dinox.cli.running import check_json_target
+from dinox.cli.analysis_inputs import analysis_inputs
+from dinox.cli.arguments import add_checkpoint_arguments
 from dinox.config import apply_overrides
 from dinox.engine.logs import RunLog
-from dinox.engine.setup import resolve_device
 from dinox.evaluation.matching import MatchingMetrics
 from dinox.inference.detector import config_of_checkpoint
 from dinox.utils.json_files import write_json
@@ -64,33 +55,24 @@ def add_matching_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pictures", type=int, default=4, metavar="N", help="images drawn with anchors; default: 4")
     parser.add_argument("--device", metavar="NAME", help="cpu or cuda; default: the GPU where there is one")
-    add_ema_argument(parser)
-    add_config_safety_arguments(parser)
-    add_common_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.set_defaults(overrides=[])
 
 
 def analyze_matching_command(args: argparse.Namespace) -> None:
-    places, overrides = split_overrides(args.checkpoints)
-    check_json_target(args.json_file)
-    check_output_folder(args.output)
-    if args.pictures < 0:
-        raise ValueError(f"--pictures: expected a number of at least 0, got {args.pictures}")
-    if not places:
-        raise ValueError(f"which checkpoints? Got {overrides[0]!r} only: give files, or the output folder of a run")
+    inputs = analysis_inputs(args, expected="files, or the output folder of a run")
     beside = [scores for path in args.beside for scores in read_layer_scores(path)]
-    device = resolve_device("cuda" if torch.cuda.is_available() else "cpu", requested=args.device, setting="--device")
     with RunLog(console="progress"):  # dinox's own warnings, and not what detectron2 says of datasets
-        checkpoints = find_checkpoints(places)
+        checkpoints = find_checkpoints(inputs.places)
         first = checkpoints[0].path
         description = read_description(first, allow_targets=args.allow_targets)
         cfg, origin = config_of_checkpoint(description, args.config_file, first, args.allow_targets)
-        apply_overrides(cfg, [*overrides, *args.overrides], file=origin)
+        apply_overrides(cfg, inputs.overrides, file=origin)
         report = analyze_matching(
             checkpoints,
             cfg,
             origin=origin,
-            device=device,
+            device=inputs.device,
             num_images=args.images,
             top_k=args.top_k,
             class_names=description.class_names,

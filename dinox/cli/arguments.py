@@ -45,13 +45,27 @@ def add_ema_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """What commands take that read checkpoints, beside which of them."""
+    add_ema_argument(parser)
+    add_config_safety_arguments(parser)
+    add_common_arguments(parser)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of detectron2's training scripts, which see."""
     parser.add_argument("--config-file", required=True, metavar="CONFIG", help="a file, or a name in the model zoo")
     parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="GPUs on this machine; 0, or without any: the CPU"
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs on this machine, a process for each; 0, or without any: the CPU. Processes that torchrun or srun "
+        "starts need no number",
     )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--num-machines", type=int, default=1, metavar="N", help="so many start this command, without torchrun or srun"
+    )
     parser.add_argument("--machine-rank", type=int, default=0, metavar="N", help="number of this machine, from 0")
     parser.add_argument(
         "--dist-url", default="auto", metavar="URL", help="where the first machine listens: tcp://host:port"
@@ -70,7 +84,7 @@ def run_options(args: argparse.Namespace, *, eval_only: bool) -> RunOptions:
         allow_targets=tuple(args.allow_targets),
         eval_only=eval_only,
         resume=args.resume,
-        deterministic=getattr(args, "deterministic", False),
+        deterministic=args.deterministic,
         json_file=args.json_file,
         report_dir=getattr(args, "report", None),  # of evaluation only, as the next
         tta=TTAOptions.of(args),

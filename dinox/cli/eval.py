@@ -2,7 +2,7 @@
 
 import argparse
 
-from dinox.cli.arguments import add_run_arguments, run_options
+from dinox.cli.arguments import add_determinism_argument, add_run_arguments, run_options
 from dinox.cli.running import start
 from dinox.cli.tta import add_tta_arguments
 
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="write per-class AP, precision and recall, best F1 scores and duplicates there, as json and pictures",
     )
+    add_determinism_argument(parser)
     add_tta_arguments(parser)
     add_run_arguments(parser)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dinox.cli.arguments import add_common_arguments, add_config_safety_arguments, add_ema_argument
+from dinox.cli.arguments import add_checkpoint_arguments
 from dinox.cli.running import check_json_target, guarded
 from dinox.export import (
     Case,
@@ -85,9 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings of the config, such as model.num_queries=300"
     )
-    add_ema_argument(parser)
-    add_config_safety_arguments(parser)
-    add_common_arguments(parser)
+    add_checkpoint_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

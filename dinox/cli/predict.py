@@ -7,9 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dinox.cli.arguments import (
-    add_common_arguments,
-    add_config_safety_arguments,
-    add_ema_argument,
+    add_checkpoint_arguments,
     split_overrides,
 )
 from dinox.cli.running import USER_ERROR, check_json_target, guarded
@@ -70,9 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-program", action="store_true", help="read a .pt2, which can run code when it is loaded"
     )
     add_tta_arguments(parser)
-    add_ema_argument(parser)
-    add_config_safety_arguments(parser)
-    add_common_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.set_defaults(overrides=[])
 
 

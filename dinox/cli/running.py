@@ -86,7 +86,7 @@ def _lines(error: Exception, first: Failure, peers: Peers) -> list[str]:
     """What to print of an error, the first failure of all processes last. Errors that all of them have come once."""
     own = _one_line(error)
     if first.rank == peers.rank:
-        return [f"error: rank {first.rank}: {first.message}"]
+        return [f"error: {first}"]
     if is_lost_connection(error):
         return [f"rank {peers.rank} ends, since another one failed. {first}"]
     return [] if own == first.message else [f"error: rank {peers.rank}: {own}", f"the first failure was {first}"]

@@ -23,7 +23,7 @@ class FirstNonFinite:
         """``place``: what to call ``value``, anything that holds tensors."""
         if self.where is None:
             for path, tensor in tensors_in(value):
-                if not is_finite(tensor):
+                if not all_finite(tensor):
                     self.where = f"{place}{f' ({path})' if path else ''}: {_counts(tensor)}"
                     return
 
@@ -91,10 +91,10 @@ def first_non_finite_weight(model: nn.Module) -> str | None:
 
 def non_finite_gradients(model: nn.Module) -> list[str]:
     """Names of the parameters whose ``grad`` is not finite, in the model's order."""
-    return [name for name, each in model.named_parameters() if each.grad is not None and not is_finite(each.grad)]
+    return [name for name, each in model.named_parameters() if each.grad is not None and not all_finite(each.grad)]
 
 
-def is_finite(tensor: Tensor) -> bool:
+def all_finite(tensor: Tensor) -> bool:
     """Of a tensor that is spread over ranks, this rank's part. True for whole numbers."""
     tensor = _own_part(tensor.detach())
     if not (tensor.is_floating_point() or tensor.is_complex()):

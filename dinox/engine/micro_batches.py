@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dinox.structures.whole_batch import NOISE_SEED, WHOLE_BATCH, WholeBatch
-from dinox.utils.distributed import max_across_ranks
+from dinox.utils.distributed import max_across_ranks, unwrapped
 from dinox.utils.random_state import hashed_seed
 from dinox.utils.sharded_tensors import has_shards
 
@@ -106,7 +106,7 @@ def warn_of_batch_norms(model: nn.Module, accumulation_steps: int) -> None:
 
 def losses_add_up(model: nn.Module) -> bool:
     """Are a part's losses shares of those of the whole batch already?"""
-    return getattr(_unwrapped(model), "losses_add_up", False)
+    return getattr(unwrapped(model), "losses_add_up", False)
 
 
 def gradients_stay_apart(model: nn.Module) -> AbstractContextManager:
@@ -124,10 +124,6 @@ def _sharded_gradients_stay_apart(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.set_requires_gradient_sync(True)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def added(total: Mapping[str, Tensor], losses: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

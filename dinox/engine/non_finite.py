@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dinox.checkpoint import CheckpointError
 from dinox.checkpoint.run_files import save
 from dinox.engine.batch_dump import plain
 from dinox.engine.first_non_finite import non_finite_gradients
 from dinox.engine.non_finite_list import SkippedSteps
+from dinox.engine.peers import FloatingPointErrorOnAllRanks
 from dinox.engine.rerun import Autocast, ForwardPass, file_names, find_origin, running_statistics
+from dinox.utils.distributed import unwrapped
 from dinox.utils.random_state import own_generators, random_state, set_random_state
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,9 @@ class BadStep:
         return list(self.terms) == [GRADIENT]
 
     def __str__(self) -> str:
-        worst = {name: own[name] for own in reversed(self.values) for name in self.terms if not is_finite(own[name])}
+        worst = {
+            name: own[name] for own in reversed(self.values) for name in self.terms if not is_finite_number(own[name])
+        }
         more = len(self.terms) - _TERMS_IN_ERROR
         terms = ", ".join(f"{name} = {worst[name]}" for name in self.terms[:_TERMS_IN_ERROR])
         terms += f" and {more} more" if more > 0 else ""
@@ -95,7 +98,7 @@ class NonFiniteSteps:
         """Keep what it takes to run the forward pass again, until the next step begins."""
         if self._model is not model:
             self._model = model
-            self._generators, self._statistics = own_generators(_inner(model)), running_statistics(_inner(model))
+            self._generators, self._statistics = own_generators(unwrapped(model)), running_statistics(unwrapped(model))
         self._passes.append(ForwardPass.now(batch, self._generators, self._statistics))
 
     def images(self) -> str:
@@ -107,7 +110,7 @@ class NonFiniteSteps:
 
         Raises FloatingPointError with all that is known of the cause.
         """
-        model = _inner(model)
+        model = unwrapped(model)
         left = non_finite_gradients(model) if step.of_gradient else []
         model.zero_grad(set_to_none=True)  # which makes room
         drawn = random_state(self._generators)
@@ -126,7 +129,7 @@ class NonFiniteSteps:
         )
         text = explanation(step, reports)
         if self._skipped.count >= self.most_skipped:
-            raise FloatingPointError(f"{text}. {self._end(step, model, reports)}")
+            raise FloatingPointErrorOnAllRanks(f"{text}. {self._end(step, model, reports)}")
         self._passes[0].restore_statistics()
         self._skipped.add(step.iteration, bad_reports(reports))
         logger.warning(
@@ -140,6 +143,7 @@ class NonFiniteSteps:
         """What the error says after the cause. Writes the files."""
         dumps = comm.all_gather(self._dump(step, model, reports))
         written = " and ".join(each for each in dumps if each)
+        written = written[:1].upper() + written[1:]
         sentences = [
             "The weights were not updated and saved checkpoints are intact",
             f"{self._skipped.count} steps were skipped before it" if self._skipped.count else "",
@@ -150,7 +154,7 @@ class NonFiniteSteps:
         return ". ".join(each for each in sentences if each)
 
     def _dump(self, step: BadStep, model: nn.Module, reports: Sequence["RankReport"]) -> str:
-        """Write this rank's files. Returns a sentence about them."""
+        """Write this rank's files. Returns what a sentence says about them."""
         if self._folder is None:
             return ""
         bad = [each.is_bad for each in reports]
@@ -161,14 +165,14 @@ class NonFiniteSteps:
             if bad[rank] or not any(bad):
                 path = self._folder / DUMP_FILE.format(iteration=step.iteration, rank=rank)
                 save(dump_content(step, self._passes, weights.name), path)
-                sentences.append(f"The batch is in {path}")
+                sentences.append(f"the batch is in {path}")
             if rank == 0 and not any(hasattr(each, "to_local") for each in model.parameters()):
                 self._passes[0].restore_statistics()
                 save({"model": {name: plain(tensor) for name, tensor in model.state_dict().items()}}, weights)
                 sentences.append(f"the weights are in {weights} (dinox.analysis.rerun_non_finite runs them again)")
         except (CheckpointError, OSError) as error:
             sentences.append(f"not written: {error}")
-        return ", ".join(sentences)
+        return " and ".join(sentences)
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self._skipped.count}
@@ -208,7 +212,18 @@ def explanation(step: BadStep, reports: Sequence[RankReport]) -> str:
     if step.loss_scale != 1:
         scalars.append(f"loss scale {step.loss_scale:g}")
     causes = "; ".join(rank_label.format(rank) + _cause(each, step) for rank, each in bad.items())
-    return f"{step} ({', '.join(scalars)}; {where}). Where it began: {causes}"
+    costs = _by_ranks({rank: each.costs for rank, each in bad.items() if each.costs}, of=len(bad))
+    return f"{step} ({', '.join(scalars)}; {where}). Where it began: {causes}" + (f" ({costs})" if costs else "")
+
+
+def _by_ranks(texts: Mapping[int, str], *, of: int) -> str:
+    """What several ranks say comes once; without their numbers if all of them say the same."""
+    ranks: dict[str, list[str]] = {}
+    for rank, text in texts.items():
+        ranks.setdefault(text, []).append(f"rank {rank}")
+    if len(ranks) == 1 and len(texts) == of:
+        return next(iter(ranks))
+    return "; ".join(f"{', '.join(those)}: {text}" for text, those in ranks.items())
 
 
 def _cause(report: RankReport, step: BadStep) -> str:
@@ -217,7 +232,7 @@ def _cause(report: RankReport, step: BadStep) -> str:
         cause = "not found, run again the same batch gave finite numbers only"
         if step.of_gradient:
             cause += f" (not finite were the gradients of {', '.join(report.gradients)}, ...)"
-    return cause if report.costs is None else f"{cause} ({report.costs})"
+    return cause
 
 
 def dump_content(step: BadStep, passes: Sequence[ForwardPass], weights: str) -> dict[str, Any]:
@@ -251,7 +266,7 @@ def check_non_finite(options: Mapping[str, Any] | None) -> None:
             raise ValueError(f"train.non_finite.most_skipped: expected a whole number of at least 0, got {value!r}")
 
 
-def is_finite(value: float) -> bool:
+def is_finite_number(value: float) -> bool:
     return abs(value) < float("inf")  # False for NaN
 
 
@@ -268,8 +283,4 @@ def _names_and_ids(batch: list[dict]) -> list[str]:
 
 def _own_terms(step: BadStep) -> dict[str, float]:
     own = step.values[comm.get_rank()]
-    return {name: own[name] for name in step.terms if not is_finite(own[name])}
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return {name: own[name] for name in step.terms if not is_finite_number(own[name])}

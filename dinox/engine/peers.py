@@ -38,14 +38,19 @@ _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 @dataclass(frozen=True)
 class Failure:
-    """rank: of the process that failed. message: why, in one line. code: its exit code."""
+    """rank: of the process that failed. message: why, in one line. code: its exit code. of_all: do all fail alike?"""
 
     rank: int
     message: str
     code: int
+    of_all: bool = False
 
     def __str__(self) -> str:
-        return f"rank {self.rank}: {self.message}"
+        return self.message if self.of_all else f"rank {self.rank}: {self.message}"
+
+
+class FloatingPointErrorOnAllRanks(FloatingPointError):
+    """What all processes found together, and raise alike."""
 
 
 class Peers:
@@ -85,7 +90,7 @@ class Peers:
         self.failed = True
         try:
             if not is_lost_connection(error):
-                failure = self._post(Failure(self.rank, message, code))
+                failure = self._post(Failure(self.rank, message, code, isinstance(error, FloatingPointErrorOnAllRanks)))
             else:
                 failure = self._wait_for_failure() or self._post(self._failure_of_silent_ones(error))
             self._store.set(f"seen/{self.rank}", "")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinox.engine.peers import Peers
 from dinox.engine.places import Place
-from dinox.utils.compat import forget_local_processes, set_cpu_group, set_local_processes
+from dinox.utils.compat import forget_local_processes, set_cpu_group, set_local_processes, silence_typed_storage
 
 DEFAULT_TIMEOUT = 600.0
 
@@ -38,6 +38,7 @@ def joined(place: Place, *, device_type: str, timeout: float) -> Iterator[Peers]
     """
     if device_type == "cuda":
         torch.cuda.set_device(_own_gpu(place))
+    silence_typed_storage()
     _initialise(place, "nccl" if device_type == "cuda" else "gloo", timeout)
     limit = timedelta(seconds=timeout)
     if device_type == "cuda":

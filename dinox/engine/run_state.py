@@ -32,6 +32,11 @@ logger = logging.getLogger(__name__)
 
 _SHOWN = 60  # characters of a value
 
+_AS_WITHOUT = {"train.accumulation_steps": 1, "train.parallel": "ddp", "train.use_ema_weights": True}
+"""Values of settings that do the same as none."""
+_NOT_OF_TRAINING = ("train.best_checkpoint", "train.timeout")
+"""Settings, or sections of them, that weights do not depend on."""
+
 
 class RunState:
     """
@@ -89,7 +94,7 @@ class RunState:
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from ``of_run``'s: the data from its next iterator on, random numbers by ``set_random_numbers``."""
         self._resumed, self._seed = dict(state), state["seed"]
-        rows = list(_changes(state["settings"], self._settings))
+        rows = list(changed_settings(state["settings"], self._settings))
         processes = (len(state["ranks"]), comm.get_world_size())
         if processes[0] != processes[1]:
             rows.append(("number of processes", *map(str, processes)))
@@ -179,8 +184,22 @@ def _text(value: Any) -> str:
     return str(value) if value is None or isinstance(value, (str, int, float, dict)) else type(value).__qualname__
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
-    for key in sorted({*before, *now}):
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """(name, before, now) of ``plain_settings``. A setting that one side lacks counts only where it is in use."""
+    for key in sorted({*before, *now} - {"train.output_dir"}):
         values = [settings.get(key, "-") for settings in (before, now)]
-        if values[0] != values[1] and key != "train.output_dir":
+        is_new = (key in before) != (key in now)
+        if values[0] != values[1] and not (is_new and _is_off(key, {**before, **now})):
             yield key, *(str(value)[:_SHOWN] for value in values)
+
+
+def _is_off(key: str, settings: Mapping[str, Any]) -> bool:
+    """Is training the same without this setting? Those of ``train`` may be missing, which then switches them off."""
+    if not key.startswith("train."):
+        return False
+    value, section = settings[key], key.rpartition(".")[0]
+    if value in (None, False, 0, "[]") or (key, value) in _AS_WITHOUT.items():
+        return True
+    if key in _NOT_OF_TRAINING or section in _NOT_OF_TRAINING:
+        return True
+    return settings.get(f"{section}.enabled") is False or settings.get(f"{section}.rule", "-") is None

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from dinox.engine.loss_scaling import EXACT, GRAD_SCALE, MAX_SKIPS_IN_A_ROW, OVERFLOW, SKIPPED_STEPS, LossScaler
 from dinox.engine.lr_scaling import unscaled_lr
 from dinox.engine.micro_batches import MicroBatches, added, gradients_stay_apart, losses_add_up
-from dinox.engine.non_finite import BadStep, NonFiniteSteps, describe_images, is_finite
+from dinox.engine.non_finite import BadStep, NonFiniteSteps, describe_images, is_finite_number
 from dinox.engine.optimizer import gradient_norm
+from dinox.engine.peers import FloatingPointErrorOnAllRanks
+from dinox.utils.compat import silence_schedule_before_optimizer
 from dinox.utils.sharded_tensors import sharded_like
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -80,6 +82,8 @@ class Trainer(SimpleTrainer):
 
         bad = self._record(losses, grad_norm=grad_norm, data_time=data_time)
         self.updated = bad is None and not self.grad_scaler.skipped_in_a_row
+        if not self.updated:
+            silence_schedule_before_optimizer()
         if bad is None:
             self.grad_scaler.step(self.optimizer)
         else:
@@ -126,9 +130,9 @@ class Trainer(SimpleTrainer):
         scalars = {**losses, "grad_norm": grad_norm, **self.grad_scaler.scalars(self.optimizer)}
         values = _gather(scalars, data_time)  # rank -> name -> value
         mean = {name: sum(rank[name] for rank in values) / len(values) for name in scalars}
-        bad = [name for name in losses if not is_finite(mean[name])]
+        bad = [name for name in losses if not is_finite_number(mean[name])]
         # In fp16 an infinite gradient is the scaler's signal to skip the step and to scale less.
-        if not bad and not self.grad_scaler.is_enabled() and not is_finite(mean["grad_norm"]):
+        if not bad and not self.grad_scaler.is_enabled() and not is_finite_number(mean["grad_norm"]):
             bad = ["grad_norm"]
         if bad:
             return BadStep(self.iter, values, bad, self._lr(), self.grad_scaler.get_scale(), self.precision)
@@ -137,7 +141,7 @@ class Trainer(SimpleTrainer):
             self.storage.put_scalar("data_time", max(rank["data_time"] for rank in values))
             self.storage.put_scalar("total_loss", sum(mean[name] for name in losses))
             for name, value in mean.items():
-                if is_finite(value):
+                if is_finite_number(value):
                     self.storage.put_scalar(name, value, smoothing_hint=name not in EXACT)
         return None
 
@@ -152,7 +156,7 @@ class Trainer(SimpleTrainer):
             images = comm.all_gather(self.non_finite.images())
             bad = [rank for rank, own in enumerate(values) if own[OVERFLOW] > 0]
             where = "; ".join(f"rank {rank}: {images[rank]}" if len(images) > 1 else images[rank] for rank in bad)
-            raise FloatingPointError(scaler.explanation(self.iter, mean[GRAD_SCALE], self._lr(), where))
+            raise FloatingPointErrorOnAllRanks(scaler.explanation(self.iter, mean[GRAD_SCALE], self._lr(), where))
 
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)

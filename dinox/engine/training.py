@@ -53,6 +53,7 @@ from dinox.engine.setup import (
 from dinox.engine.statistics import AveragedStatistics
 from dinox.engine.stopping import StoppedEarly
 from dinox.engine.trainer import Trainer
+from dinox.engine.weights import start_weights, weights_to_evaluate
 from dinox.engine.writers import RunClock, build_writers
 from dinox.evaluation import evaluate_model
 from dinox.evaluation.matching import GroundTruthImages
@@ -133,7 +134,7 @@ def evaluate(
         _require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train.device")
         resolved = resolve_device(cfg.train.device, requested=device)
         deterministic = stack.enter_context(deterministic_algorithms(cfg.train.get("deterministic"), resolved))
-        weights = _weights_to_evaluate(cfg, resume)
+        weights = weights_to_evaluate(cfg, resume=resume)
         _check_data_once(cfg, training=False)
         evaluation = _prepare_evaluation(cfg)
         seed_everything(cfg.train.get("seed", -1), deterministic=deterministic)
@@ -165,7 +166,7 @@ class _TrainingRun:
         apply_model_settings(self.model, cfg.train)
         self.checkpointer = Checkpointer(self.model, cfg.train.output_dir)
         self.checkpointer.description = describe(cfg, _class_names(cfg))
-        resuming = self._start_weights(resume)
+        resuming = start_weights(self.checkpointer, cfg, resume=resume)
         self.parallel = make_parallel(cfg, device=device, build=lambda: instantiate(cfg.model).to(device))
         wrapped = self.parallel.wrap(self.model)  # before the optimizer, which takes the parameters that are then there
         optimizer = instantiate(cfg.optimizer)
@@ -197,28 +198,14 @@ class _TrainingRun:
         self.trainer.register_hooks(self._make_hooks())  # before resuming: their state is in the checkpoint
         self.start = self._resume() if resuming else 0
         self._batches = iter(self._train_loader)  # which begins where the run is resumed
-        self._first_batch = next(
-            self._batches
-        )  # now, so that images that cannot be read show before anything is written
+        # Now, so that images that cannot be read show before anything is written.
+        self._first_batch = next(self._batches)
 
     def _first_batch_and_rest(self) -> Iterator[list[dict]]:
         """Runs when training does."""
         yield self._first_batch
         del self._first_batch
         yield from self._batches
-
-    def _start_weights(self, resume: bool) -> bool:
-        """Load the initial weights, unless there is a checkpoint to resume; returns whether there is."""
-        if resume and self.checkpointer.has_checkpoint():
-            return True
-        if resume:
-            logger.warning("No checkpoint to resume in %s: starting anew", self.cfg.train.output_dir)
-        if self.cfg.train.init_checkpoint:
-            purpose = "partial" if self.cfg.train.get("allow_partial") else "train"
-            classes = self.checkpointer.description.get("class_names")
-            ema = self.cfg.train.get("use_ema_weights", True)
-            load_weights(self.model, self.cfg.train.init_checkpoint, purpose=purpose, class_names=classes, ema=ema)
-        return False
 
     def _resume(self) -> int:
         """Load everything from the last checkpoint. Returns the iteration to continue with."""
@@ -276,7 +263,11 @@ class _TrainingRun:
     def register_writers(self) -> None:
         """The last hook, so that it writes what the others measured. It opens files in the output folder."""
         train = self.cfg.train
-        writers = build_writers(train.output_dir, max_iter=train.max_iter) if comm.is_main_process() else []
+        writers = []
+        if comm.is_main_process():
+            writers = build_writers(
+                train.output_dir, max_iter=train.max_iter, has_ended=lambda: self.evaluations.has_ended
+            )
         self.trainer.register_hooks([hooks.PeriodicWriter(writers, train.log_period)])
 
     def report_skipped_images(self) -> None:
@@ -346,16 +337,3 @@ def _check_data_once(cfg: DictConfig, *, training: bool) -> None:
     if comm.is_main_process():
         check_data(cfg, training=training)
     comm.synchronize()
-
-
-def _weights_to_evaluate(cfg: DictConfig, resume: bool) -> str:
-    if not resume:
-        if not cfg.train.init_checkpoint:
-            raise ValueError(
-                "no weights to evaluate: give train.init_checkpoint=FILE, or resume to take train.output_dir's last"
-            )
-        return cfg.train.init_checkpoint
-    checkpointer = Checkpointer(nn.Module(), cfg.train.output_dir)
-    if not checkpointer.has_checkpoint():
-        raise ValueError(f"no weights to evaluate: train.output_dir={cfg.train.output_dir} holds no checkpoint")
-    return checkpointer.get_checkpoint_file()

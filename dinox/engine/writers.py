@@ -9,6 +9,7 @@ iterations), the losses (medians of the last 20 iterations), ``lr``, ``grad_norm
 import datetime
 import importlib.util
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -69,8 +70,9 @@ class ProgressPrinter(EventWriter):
 
     LOSSES = ("loss_class", "loss_bbox", "loss_giou")
 
-    def __init__(self, *, max_iter: int):
-        self._max_iter = max_iter
+    def __init__(self, *, max_iter: int, has_ended: Callable[[], bool] = lambda: False):
+        """``has_ended``: does a run end before ``max_iter``, so that no time is left?"""
+        self._max_iter, self._has_ended = max_iter, has_ended
         self._start: tuple[int, float] | None = None
 
     def write(self) -> None:
@@ -80,10 +82,7 @@ class ProgressPrinter(EventWriter):
             self._start = (done, time.perf_counter())
         if storage.iter >= self._max_iter or "total_loss" not in storage.latest():
             return
-        parts = [f"iteration {done}/{self._max_iter}", f"loss {_median('total_loss'):.3f}"]
-        shown = [(name.removeprefix("loss_"), _median(name)) for name in self.LOSSES if name in storage.latest()]
-        if shown:
-            parts[-1] += f" ({', '.join(f'{name} {value:.3f}' for name, value in shown)})"
+        parts = [f"iteration {done}/{self._max_iter}", self._losses()]
         if "lr" in storage.latest():
             parts.append(f"lr {storage.latest()['lr'][0]:.2g}")
         if "time" in storage.latest():
@@ -91,10 +90,18 @@ class ProgressPrinter(EventWriter):
         if torch.cuda.is_available():
             parts.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         seconds = self._seconds_per_iteration(done)
-        if seconds is not None:
+        if seconds is not None and not self._has_ended():
             left = datetime.timedelta(seconds=round(seconds * (self._max_iter - done)))
             parts.append(f"{left} left")
         training_progress.info("  ".join(parts))
+
+    def _losses(self) -> str:
+        storage = get_event_storage()
+        if storage.latest()["total_loss"][1] < storage.iter:  # not finite, or the error that ends training
+            return "skipped (no step was taken)"
+        text = f"loss {_median('total_loss'):.3f}"
+        shown = [(name.removeprefix("loss_"), _median(name)) for name in self.LOSSES if name in storage.latest()]
+        return text + (f" ({', '.join(f'{name} {value:.3f}' for name, value in shown)})" if shown else "")
 
     def _seconds_per_iteration(self, done: int) -> float | None:
         """Wall time since the first line, so that evaluations and checkpoints count; at first that of single steps."""
@@ -109,9 +116,14 @@ def _median(name: str) -> float:
     return get_event_storage().history(name).median(_WINDOW)
 
 
-def build_writers(output_dir: str | Path, *, max_iter: int) -> list[EventWriter]:
-    """The writers for detectron2's PeriodicWriter. ``output_dir`` exists."""
-    writers = [ProgressPrinter(max_iter=max_iter), JSONWriter(str(Path(output_dir) / "metrics.json"))]
+def build_writers(
+    output_dir: str | Path, *, max_iter: int, has_ended: Callable[[], bool] = lambda: False
+) -> list[EventWriter]:
+    """The writers for detectron2's PeriodicWriter. ``output_dir`` exists. ``has_ended``: see ``ProgressPrinter``."""
+    writers = [
+        ProgressPrinter(max_iter=max_iter, has_ended=has_ended),
+        JSONWriter(str(Path(output_dir) / "metrics.json")),
+    ]
     if importlib.util.find_spec("tensorboard") is not None:
         writers.append(TensorboardXWriter(str(output_dir)))
     return writers

@@ -165,7 +165,7 @@ class DinoxTrainer(DefaultTrainer):
         return instantiate(lazy.dataloader.evaluator)
 
     def build_writers(self) -> list[EventWriter]:
-        return build_writers(self.cfg.OUTPUT_DIR, max_iter=self.max_iter)
+        return build_writers(self.cfg.OUTPUT_DIR, max_iter=self.max_iter, has_ended=lambda: self._evaluations.has_ended)
 
     def build_hooks(self) -> list[HookBase | None]:
         images, loader = self.cfg.SOLVER.IMS_PER_BATCH, self.data_loader

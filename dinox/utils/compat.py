@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ def allow_recompilations(least: int, limits: Any = None) -> None:
     limits = torch._dynamo.config if limits is None else limits
     name = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"
     setattr(limits, name, max(getattr(limits, name), least))
+
+
+def silence_schedule_before_optimizer() -> None:
+    """For a run whose step was skipped, which torch's learning rate schedulers take for a mistake in the code."""
+    message = r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"
+    warnings.filterwarnings("ignore", message=message, category=UserWarning)
 
 
 _NUMPY_ALIASES = {"float": float, "int": int, "bool": bool, "object": object, "str": str, "complex": complex}
@@ -294,6 +301,13 @@ def set_cpu_group(group: dist.ProcessGroup) -> None:
     from detectron2.utils import comm
 
     comm._get_global_gloo_group = lambda: group
+
+
+def silence_typed_storage() -> None:
+    """detectron2's ``comm`` makes bytes to send of a kind of storage that torch warns of, once in each process."""
+    warnings.filterwarnings(
+        "ignore", message="TypedStorage is deprecated", category=UserWarning, module=r"detectron2\.utils\.comm"
+    )
 
 
 def takes(function: Callable, argument: str) -> bool:

@@ -6,11 +6,17 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dinox.utils.compat import cpu_group
 
 LONG_WAIT = timedelta(hours=6)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of a DistributedDataParallel."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def world_size() -> int:

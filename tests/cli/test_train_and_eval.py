@@ -191,6 +191,14 @@ def test_deterministic_training_is_a_setting_of_the_config(dinox, output_dir):
     assert "deterministic: true" in (output_dir / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_both_commands_take_the_flag(command, dinox, monkeypatch):
+    started = []
+    monkeypatch.setattr(f"dinox.cli.{command}.start", lambda options: started.append(options) or 0)
+    assert dinox(command, "--config-file", TINY_CONFIG, "--deterministic")[0] == 0
+    assert started[0].deterministic and started[0].eval_only == (command == "eval")
+
+
 @pytest.mark.parametrize("flags", [[], ["--deterministic"], ["--eval-only", "--deterministic"]])
 def test_train_net_takes_the_flag_too(flags, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "projects"))

@@ -3,6 +3,9 @@
 import pytest
 import torch
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import LRScheduler
+from detectron2.solver import LRMultiplier
+from fvcore.common.param_scheduler import ConstantParamScheduler
 from torch import nn
 
 from dinox.engine import ClippedAdamW, Trainer
@@ -119,3 +122,11 @@ def test_the_whole_gradient_is_clipped_after_unscaling():
         moments.append(torch.cat([optimizer.state[p]["exp_avg"].flatten() for p in layer.parameters()]))
     assert torch.equal(*moments)
     assert moments[0].norm() == pytest.approx(0.1 * 0.1, rel=1e-5)  # (1 - beta1) * max_grad_norm
+
+
+def test_a_first_step_that_is_skipped_is_not_taken_for_a_mistake_of_the_code(recwarn):
+    trainer = make_fp16([0])
+    trainer.register_hooks([LRScheduler(scheduler=LRMultiplier(trainer.optimizer, ConstantParamScheduler(1.0), 3))])
+    trainer.train(0, 2)
+    assert trainer.grad_scaler.skipped_steps == 1
+    assert not [each for each in recwarn if "lr_scheduler.step" in str(each.message)]

@@ -1,6 +1,7 @@
 """What is found out about a loss, a cost or a gradient that is not finite, and steps that are skipped."""
 
 import csv
+import math
 import os
 import re
 
@@ -16,7 +17,7 @@ from dinox.analysis import rerun_non_finite
 from dinox.engine import ClippedAdamW, Trainer
 from dinox.engine.batch_dump import plain, restored
 from dinox.engine.micro_batches import MicroBatches
-from dinox.engine.non_finite import NonFiniteSteps, check_non_finite
+from dinox.engine.non_finite import BadStep, NonFiniteSteps, RankReport, check_non_finite, explanation
 from dinox.utils.distributed import average_across_ranks
 from tests.modeling.test_distributed import free_port
 from tests.small_models import build_small, make_input
@@ -291,6 +292,22 @@ def test_running_again_leaves_random_numbers_and_mode_alone(tmp_path):
     assert not model.training
 
 
+def test_what_ranks_say_of_costs_comes_once_where_it_is_the_same():
+    step = BadStep(3, [{"loss_class": math.nan}] * 2, ["loss_class"], lr=0.1, loss_scale=1, precision="fp32")
+
+    def told(*costs):
+        reports = [
+            RankReport(True, {"loss_class": math.nan}, f"images: {rank}.png", f"module {rank}", [], text)
+            for rank, text in enumerate(costs)
+        ]
+        return explanation(step, reports).partition("Where it began: ")[2]
+
+    assert told(None, None) == "rank 0: module 0; rank 1: module 1"
+    assert told("costs of a", "costs of a") == "rank 0: module 0; rank 1: module 1 (costs of a)"
+    assert told(None, "costs of a") == "rank 0: module 0; rank 1: module 1 (rank 1: costs of a)"
+    assert told("of a", "of b") == "rank 0: module 0; rank 1: module 1 (rank 0: of a; rank 1: of b)"
+
+
 def test_a_disk_that_is_full_does_not_hide_the_error(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -298,7 +315,7 @@ def test_a_disk_that_is_full_does_not_hide_the_error(tmp_path, monkeypatch):
     monkeypatch.setattr("dinox.engine.non_finite.save", full)
     text = error_of(make_trainer(Chain(before=Trap()), bad=[0], folder=tmp_path))
     assert "loss_class = nan" in text
-    assert "not written: [Errno 28] No space left on device" in text
+    assert "Not written: [Errno 28] No space left on device" in text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,9 +1,7 @@
 """Weights that two gloo processes on the CPU share out are trained, saved and resumed as those that each has whole."""
 
 import contextlib
-import os
 import shutil
-import signal
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,12 +17,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dinox.config import load_config
-from dinox.engine import ClippedAdamW, Trainer, TrainingStopped, evaluate, get_optimizer_params, train
+from dinox.engine import ClippedAdamW, TrainingStopped, evaluate, get_optimizer_params, train
 from dinox.engine.micro_batches import MicroBatches, gradients_stay_apart
 from dinox.engine.parallel import check_parallel, shard
 from dinox.utils.sharded_tensors import has_shards, sharded_like, whole, whole_state
 from tests.engine.conftest import TINY_DINO_CONFIG
-from tests.engine.test_resuming import assert_same, final
+from tests.engine.test_resuming import assert_same, final, stop_second_rank
 from tests.modeling.test_distributed import TIME_LIMIT, free_port
 from tests.small_models import build_small, make_input
 
@@ -130,14 +128,7 @@ def test_in_bf16_only_what_is_gathered_of_the_backbone_is_half():
 
 
 def train_on_rank(rank, cfg, resume, stopped):
-    run_step = Trainer.run_step
-
-    def interrupted(self):
-        if rank == 1 and self.iter == stopped:
-            os.kill(os.getpid(), signal.SIGTERM)
-        run_step(self)
-
-    Trainer.run_step = interrupted
+    stop_second_rank(rank, stopped)
     with contextlib.suppress(TrainingStopped):
         train(cfg, resume=resume, console="off")
 

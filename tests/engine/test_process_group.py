@@ -1,7 +1,10 @@
 """Two forked processes become a group with the groups that detectron2 asks for."""
 
+import contextlib
 import json
 import os
+import socket
+import warnings
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch import nn
 from dinox.cli.running import RunOptions, _device_type, start
 from dinox.config import load_config
 from dinox.engine import train
-from dinox.engine.launching import check_launch
+from dinox.engine.launching import check_launch, launch
 from dinox.engine.peers import is_lost_connection
 from dinox.engine.places import Place
 from dinox.engine.process_group import joined, timeout_of
@@ -45,6 +48,23 @@ def test_local_ranks_are_those_of_a_machine(machines):
     mp.start_processes(look_around, (free_port(), machines), nprocs=2, start_method="fork")
 
 
+def look_for_warnings(rank, port):
+    torch.storage._reset_warn_typed_storage_removal()  # which comes once in a process
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with joined(place(rank, port), device_type="cpu", timeout=20):
+            comm.all_gather(rank)
+        torch.storage._reset_warn_typed_storage_removal()
+        torch.ByteStorage.from_buffer(b"1")
+    (own,) = (each for each in told if "TypedStorage" in str(each.message))
+    assert own.filename == __file__  # and not what detectron2 does
+
+
+@pytest.mark.timeout(30)
+def test_detectron2s_own_use_of_typed_storage_is_no_warning():
+    mp.start_processes(look_for_warnings, (free_port(),), nprocs=2, start_method="fork")
+
+
 def wait_in_vain(rank, port):
     expected = f"rank 0: the 2 processes have not found each other at localhost:{port}"
     with pytest.raises(ConnectionError, match=expected), joined(place(0, port), device_type="cpu", timeout=1):
@@ -66,6 +86,23 @@ def find_port_taken(rank, port):
 def test_row_40_a_port_that_is_taken_is_named():
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     mp.start_processes(find_port_taken, (store.port,), nprocs=1, start_method="fork")
+
+
+def tell_port(folder):
+    (folder / os.environ["RANK"]).write_text(os.environ["MASTER_PORT"])
+    return 0
+
+
+@pytest.mark.timeout(30)
+def test_row_40_a_free_port_is_chosen_while_torchs_own_are_taken(tmp_path):
+    with socket.socket() as one, socket.socket() as other:
+        for taken, port in ((one, 29400), (other, 29500)):  # of c10d and of torchrun
+            with contextlib.suppress(OSError):  # somebody else has it
+                taken.bind(("", port))
+                taken.listen()
+        assert launch(tell_port, tmp_path, num_processes=2, start_method="fork", dist_url="auto") == 0
+    ports = [(tmp_path / rank).read_text() for rank in ("0", "1")]
+    assert ports[0] == ports[1] and ports[0] not in ("29400", "29500")
 
 
 def evaluate_as_task(rank, port, options):

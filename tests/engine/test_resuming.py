@@ -19,7 +19,7 @@ from dinox.config import load_config
 from dinox.data import CopyPaste, RepeatFactorSampling, large_scale_jitter
 from dinox.data.position import Position
 from dinox.engine import Trainer, TrainingStopped, train
-from dinox.engine.run_state import plain_settings
+from dinox.engine.run_state import changed_settings, plain_settings
 from tests.data.coco_files import write_image
 from tests.engine.conftest import TINY_CONFIG, TINY_DINO_CONFIG
 from tests.engine.tiny import TinyDetector
@@ -183,16 +183,20 @@ def test_row_35_with_any_number_of_workers_before_and_after(tmp_path, stop_in, u
     assert_same(final(cfg), uninterrupted(variant))
 
 
-def test_row_35_stopped_twice_and_in_fp16(tmp_path, stop_in):
-    cfg, whole = (
-        mixed_cfg(tmp_path / name, overrides=["train.amp={enabled:true,dtype:fp16}"]) for name in ("run", "whole")
-    )
-    train(whole, console="off")
+def train_with_two_stops(cfg, stop_in):
     for iteration in (1, 4):
         stop_in(iteration)
         with pytest.raises(TrainingStopped):
             train(cfg, resume=True, console="off")
     train(cfg, resume=True, console="off")
+
+
+def test_row_35_stopped_twice_and_in_fp16(tmp_path, stop_in):
+    cfg, whole = (
+        mixed_cfg(tmp_path / name, overrides=["train.amp={enabled:true,dtype:fp16}"]) for name in ("run", "whole")
+    )
+    train(whole, console="off")
+    train_with_two_stops(cfg, stop_in)
     assert final(cfg)["trainer"]["grad_scaler"]["_growth_tracker"] == STEPS
     assert_same(final(cfg), final(whole))
 
@@ -202,11 +206,7 @@ def test_row_35_the_averaged_weights_go_on_with_their_warm_up(tmp_path, stop_in,
     ema = ["train.ema={enabled:true,decay:0.9,warmup:3}", f"dataloader.train.num_workers={workers}"]
     cfg, whole = (mixed_cfg(tmp_path / name, overrides=ema) for name in ("run", "whole"))
     train(whole, console="off")
-    for iteration in (1, 4):
-        stop_in(iteration)
-        with pytest.raises(TrainingStopped):
-            train(cfg, resume=True, console="off")
-    train(cfg, resume=True, console="off")
+    train_with_two_stops(cfg, stop_in)
     assert_same(final(cfg), final(whole))
     assert final(cfg)["trainer"]["hooks"]["WeightAverage"] == {"steps": STEPS}
     assert_same(final(cfg)["model"], uninterrupted("grouped")["model"])  # averaging changes nothing in training
@@ -240,11 +240,7 @@ def test_row_35_evaluation_draws_nothing_from_the_numbers_of_training(tmp_path, 
     assert_same(final(cfg), final(evaluating), besides=("RunClock", "settings", "Evaluations"))
 
 
-def train_on_a_rank(rank, port, cfg, resume, stopped):
-    """SIGTERM reaches the second rank only."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+def stop_second_rank(rank, stopped):
     run_step = Trainer.run_step
 
     def interrupted(self):
@@ -253,6 +249,14 @@ def train_on_a_rank(rank, port, cfg, resume, stopped):
         run_step(self)
 
     Trainer.run_step = interrupted
+
+
+def train_on_a_rank(rank, port, cfg, resume, stopped):
+    """SIGTERM reaches the second rank only."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    comm._LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+    stop_second_rank(rank, stopped)
     try:
         train(cfg, resume=resume, console="off")
     except TrainingStopped as stop:
@@ -331,6 +335,36 @@ def test_unchanged_settings_are_not_printed(tmp_path, stop_in, capsys):
         train(cfg, console="off")
     train(cfg, resume=True)
     assert "other settings" not in capsys.readouterr().out
+
+
+BEFORE = ("amp.enabled", "amp.dtype", "checkpointer", "ddp", "device", "eval_period", "init", "log", "max_iter", "seed")
+"""Settings of ``train``, or how they begin, that checkpoints of the first versions have."""
+
+
+def test_a_setting_that_a_checkpoint_does_not_know_counts_as_changed_only_in_use():
+    now = plain_settings(load_config(TINY_CONFIG, ["train.amp.enabled=true"]))
+    known = tuple(f"train.{name}" for name in BEFORE)
+    before = {name: value for name, value in now.items() if not name.startswith("train.") or name.startswith(known)}
+    assert len(now) - len(before) > 20
+    (own,) = changed_settings(before, now)
+    assert own == ("train.amp.max_skips_in_a_row", "-", "20")  # mixed precision is on
+    in_use = {"train.ema.enabled": True, "train.accumulation_steps": 2, "train.lr_scaling.rule": "sqrt", "model.new": 0}
+    rows = list(changed_settings(before, now | in_use | {"optimizer.lr": 2.0}))
+    assert [name for name, _, _ in rows] == [
+        "model.new",
+        "optimizer.lr",
+        "train.accumulation_steps",
+        "train.amp.max_skips_in_a_row",
+        "train.ema.decay",
+        "train.ema.enabled",
+        "train.ema.warmup",
+        "train.lr_scaling.reference_batch_size",
+        "train.lr_scaling.rule",
+    ]
+    # As well where the checkpoint has what the config lacks.
+    assert [name for name, *_ in changed_settings(now | in_use, before)] == [
+        name for name, *_ in rows if name != "optimizer.lr"
+    ]
 
 
 def test_settings_are_told_as_plain_values(tmp_path):

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from detectron2.utils.events import EventStorage
 
 from dinox.engine import train
+from dinox.engine.logs import RunLog
+from dinox.engine.writers import ProgressPrinter
 
 
 def entries(cfg):
@@ -60,3 +63,29 @@ def test_without_epochs_in_the_config_only_time_is_written(tiny_cfg):
     del tiny_cfg.schedule
     train(tiny_cfg, console="off")
     assert "epoch" not in entries(tiny_cfg)[0] and "wall_time" in entries(tiny_cfg)[0]
+
+
+def printed(capsys, printer, iteration, **scalars):
+    """The line of an iteration, the one after 2 whose loss was 1.5."""
+    with EventStorage(2) as storage:
+        storage.put_scalars(total_loss=1.5, time=0.5, data_time=0.1)
+        storage.iter = iteration
+        storage.put_scalars(**scalars)
+        with RunLog(console="progress"):
+            printer.write()
+    return capsys.readouterr().out
+
+
+def test_a_line_has_the_loss_and_the_time_that_is_left(capsys):
+    line = printed(capsys, ProgressPrinter(max_iter=7), 3, total_loss=2.5)
+    assert "iteration 4/7  loss 2." in line and "0:00:02 left" in line
+
+
+def test_a_skipped_step_is_not_printed_with_the_loss_of_another(capsys):
+    line = printed(capsys, ProgressPrinter(max_iter=7), 3, lr=0.1)
+    assert "iteration 4/7  skipped" in line and "loss 1.5" not in line and "lr 0.1" in line
+
+
+def test_nothing_is_left_of_a_run_that_ends_early(capsys):
+    line = printed(capsys, ProgressPrinter(max_iter=7, has_ended=lambda: True), 3, total_loss=2.5)
+    assert "iteration 4/7" in line and "left" not in line

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 class TinyDetector(nn.Module):
     """One box and one class per image from its mean features. ``min_score`` above 1 makes it detect nothing."""
 
-    def __init__(self, *, num_classes: int, embed_dim: int = 8, min_score: float = 0.0):
+    def __init__(self, *, num_classes: int, embed_dim: int = 8, min_score: float = 0.0, loss_weight: float = 1.0):
         super().__init__()
         self.backbone = nn.Sequential(nn.Conv2d(3, embed_dim, 16, stride=16), nn.GroupNorm(2, embed_dim), nn.ReLU())
         self.box_head = nn.Linear(embed_dim, 4)
         self.class_head = nn.Linear(embed_dim, num_classes)
-        self.min_score = min_score
+        self.min_score, self.loss_weight = min_score, loss_weight
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
         device = self.box_head.weight.device
@@ -31,8 +31,8 @@ class TinyDetector(nn.Module):
             [F.one_hot(x.gt_classes, logits.shape[1]).amax(0) if len(x) else 0 * logits[0] for x in instances]
         )
         return {
-            "loss_class": F.binary_cross_entropy_with_logits(logits, classes.to(logits)),
-            "loss_bbox": F.l1_loss(boxes, centers),
+            "loss_class": self.loss_weight * F.binary_cross_entropy_with_logits(logits, classes.to(logits)),
+            "loss_bbox": self.loss_weight * F.l1_loss(boxes, centers),
         }
 
     def _detections(self, box: Tensor, logits: Tensor, x: dict) -> dict[str, Instances]:

@@ -158,6 +158,7 @@ def test_row_26_ranks_skip_together_and_stop_together(tmp_path):
     for text in ("at iteration 3", "rank 1: images: 3_1.png", "matching needs finite costs", "_rank1.pth"):
         assert text in first["message"]
     assert "3_0.png" not in first["message"]
+    assert "runs them again) and the batch is in" in first["message"] and ". The weights are in" in first["message"]
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
     assert [row[:2] for row in skipped_steps(tmp_path)] == [["1", "1"]]

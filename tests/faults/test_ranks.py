@@ -185,6 +185,16 @@ def test_row_37_an_error_of_all_ranks_is_printed_once(run):
 
 
 @pytest.mark.timeout(60)
+def test_row_37_what_all_ranks_found_together_is_told_of_none(run):
+    def diverge():
+        raise peers.FloatingPointErrorOnAllRanks("lr is NaN")
+
+    codes, lines, _ = run("srun", diverge)
+    assert codes == [2, 2], lines
+    assert len(lines) == 1 and lines[0].startswith("dinox: error: lr is NaN"), lines
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("starter", STARTERS)
 def test_row_38_sigterm_to_all_finishes_the_step_and_saves(run, starter, tmp_path):
     """As torchrun and SLURM send it: what started the processes gets it, and each of them, more than once."""
