@@ -15,6 +15,7 @@ from dinox.engine.places import Place
 from dinox.utils.compat import forget_local_processes, set_cpu_group, set_local_processes
 
 DEFAULT_TIMEOUT = 600.0
+MOST_TIMEOUT = 365 * 24 * 60 * 60
 
 
 def timeout_of(cfg: DictConfig) -> float:
@@ -23,8 +24,10 @@ def timeout_of(cfg: DictConfig) -> float:
     if value is None:
         return DEFAULT_TIMEOUT
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < float("inf"):
-        raise ValueError(f"train.timeout: expected seconds, a number above 0, got {value!r}")
+    if not is_number or not 0 < value <= MOST_TIMEOUT:
+        raise ValueError(
+            f"train.timeout: expected seconds, a number above 0 and at most {MOST_TIMEOUT} (a year), got {value!r}"
+        )
     return float(value)
 
 

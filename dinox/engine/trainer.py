@@ -205,9 +205,15 @@ def _check_same_settings(configured: list[dict], saved: list[dict]) -> None:
         ours, theirs = (group | {"lr": unscaled_lr(group)} for group in (ours, theirs))  # before the schedule
         for key in _OPTIMIZER_SETTINGS:
             if key in ours and key in theirs and ours[key] != theirs[key]:
-                changes.append(f"{key} is {ours[key]} in the config and {theirs[key]} in the checkpoint")
+                here, there = _shown(ours[key]), _shown(theirs[key])
+                changes.append(f"{key} is {here} in the config and {there} in the checkpoint")
     if changes:
         raise ValueError(f"resuming: {'; '.join(dict.fromkeys(changes))}. {cure}")
+
+
+def _shown(value: object) -> str:
+    """A rate that was scaled is 0.3 to whoever wrote it, not 0.30000000000000004."""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _gather(scalars: Mapping[str, Tensor], data_time: float) -> list[dict[str, float]]:
