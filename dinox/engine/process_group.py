@@ -10,6 +10,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.config.values import shown
 from dinox.engine.peers import Peers
 from dinox.engine.places import Place
 from dinox.utils.compat import forget_local_processes, set_cpu_group, set_local_processes
@@ -26,7 +27,7 @@ def timeout_of(cfg: DictConfig) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not 0 < value <= MOST_TIMEOUT:
         raise ValueError(
-            f"train.timeout: expected seconds, a number above 0 and at most {MOST_TIMEOUT} (a year), got {value!r}"
+            f"train.timeout: expected seconds, a number above 0 and at most {MOST_TIMEOUT} (a year), got {shown(value)}"
         )
     return float(value)
 

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.nn.parallel import DistributedDataParallel
 
 from dinox.config import ConfigError
+from dinox.config.values import shown
 from dinox.engine.trainer import AUTOCAST_DTYPES
 from dinox.utils.suggest import did_you_mean
 
@@ -43,7 +44,7 @@ class Value:
 
     def check(self, key: str, value: Any) -> None:
         if not self.fits(value) and not (value is None and self.may_be_null):
-            raise SettingError(key, f"expected {self.expected}, got {value!r}")
+            raise SettingError(key, f"expected {self.expected}, got {shown(value)}")
 
 
 @dataclass(frozen=True)

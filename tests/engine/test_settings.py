@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from dinox.engine.compilation import CompileOptions
 from dinox.engine.options import check_options
+from dinox.engine.process_group import timeout_of
 from dinox.engine.setup import check_settings
 
 
@@ -61,3 +62,12 @@ def test_a_number_that_cannot_be_computed_names_its_key():
     cfg = settings(max_iter="${dinox.iterations:0,8,4}")
     with pytest.raises(ValueError, match=r"^train.max_iter: expected schedule.epochs to be a number above 0, got 0$"):
         check_settings(cfg)
+
+
+@pytest.mark.parametrize("seconds", [10**300, 1e300, float("nan"), 0, "600"])
+def test_processes_wait_for_a_year_at_most(seconds):
+    with pytest.raises(
+        ValueError, match=r"train.timeout: expected seconds, .* at most 31536000 \(a year\), got"
+    ) as error:
+        timeout_of(settings(timeout=seconds))
+    assert len(str(error.value)) < 160
