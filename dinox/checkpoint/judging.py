@@ -74,7 +74,8 @@ def log_report(report: LoadReport) -> None:
     only = " (a backbone; everything else is as initialised)" if report.is_backbone else ""
     logger.info("%s: %s%s\n%s", report.path, report.summary(), only, format_modules(report))
     if report.classes is not None:
-        logger.info("Classes of %s and of the training data:\n%s", report.path, format_classes(report))
+        level = logging.INFO if report.classes.taken else logging.WARNING
+        logger.log(level, "Classes of %s and of the training data:\n%s", report.path, format_classes(report))
     if report.class_heads:
         rows = [(names, str(file[0]), str(here[0])) for names, file, here in _by_shapes(report, class_heads=True)]
         table = format_table(["heads for another number of classes", "file", "here"], rows)
@@ -165,6 +166,8 @@ def format_classes(report: LoadReport) -> str:
         )
     ]
     table = format_table(["classes", "number", "names"], rows, texts=(0, 2))
+    if not classes.taken:
+        return f"{table}\nNone of the names is the same: the class heads start anew."
     if not report.by_class:
         return f"{table}\nNo tensor of the file has rows for these classes."
     names = compact_names(report.by_class, among=report.model_names)

@@ -116,9 +116,9 @@ def read_checkpoint(filename: str, *, trusted: bool = False, mapped: bool = Fals
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
             raise _unsafe(filename, forbidden[1]) from error
-        reason = str(error).partition("\n")[0]
+        kind = type(error).__name__
         raise CheckpointError(
-            f"checkpoint {filename}: not a readable checkpoint ({type(error).__name__}: {reason}). The file may be "
+            f"checkpoint {filename}: not a readable checkpoint ({kind}: {_reason(error)}). The file may be "
             "truncated or not be a checkpoint at all; fetch or copy it again"
         ) from error
     if not isinstance(checkpoint, dict):
@@ -126,6 +126,12 @@ def read_checkpoint(filename: str, *, trusted: bool = False, mapped: bool = Fals
             f"checkpoint {filename}: expected a dictionary of tensors, got {type(checkpoint).__name__}"
         )
     return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """The first line; of torch.load's the one that says why, without the advice to load the file unsafely."""
+    why = str(error).rpartition("WeightsUnpickler error:")[2].strip()
+    return re.split(r" ?(?:In PyTorch 2\.6|Re-running `torch\.load`)", why.partition("\n")[0])[0]
 
 
 def _read(filename: str, *, trusted: bool, mapped: bool) -> Any:

@@ -46,6 +46,21 @@ def tag(folder: str | os.PathLike, name: str) -> None:
         temporary.write_text(name)
 
 
+def check_not_the_best_alone(
+    folder: str | os.PathLike, *, setting: str = "train.output_dir", start: str = "train.init_checkpoint"
+) -> None:
+    """Of a folder without a checkpoint to resume. Raises CheckpointError if a run there would replace ``BEST``.
+
+    ``setting``, ``start``: what messages call the folder, and the weights that training starts from.
+    """
+    best = Path(folder) / f"{BEST}.pth"
+    if best.exists():
+        raise CheckpointError(
+            f"{setting}={folder} holds {best.name} only, which no run can be resumed from and a new one would replace: "
+            f"start from it with {start}={best} in another {setting}, or move it"
+        )
+
+
 def verify(path: str | os.PathLike) -> None:
     """Read a file of ``save`` wholly and compare it with its checksums. Raises CheckpointError.
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dinox.checkpoint import CheckpointError
 from dinox.cli.tta import TTAOptions
-from dinox.config import ConfigError, load_config
+from dinox.config import ConfigError, load_config, setting_place
 from dinox.config.calls import innermost_evaluator, parameters
 from dinox.data import DataError
 from dinox.engine import evaluate, train
@@ -23,6 +23,7 @@ from dinox.engine.launching import ProcessFailed, check_launch, launch
 from dinox.engine.peers import Failure, Peers, is_lost_connection, tell_torchrun
 from dinox.engine.places import Place, check_no_contradiction, find_place
 from dinox.engine.process_group import joined, timeout_of
+from dinox.engine.settings import SettingError
 from dinox.engine.stopping import TrainingStopped
 from dinox.utils.json_files import write_json
 
@@ -241,12 +242,24 @@ def _ask_for_report(cfg: DictConfig, folder: str) -> None:
 
 def _train_or_evaluate(options: RunOptions, cfg: DictConfig) -> None:
     device = _requested_device(options, cfg)
-    if options.eval_only:
-        results = evaluate(cfg, resume=options.resume, device=device, wrapper=options.tta.wrapper())
-    else:
-        results = train(cfg, resume=options.resume, device=device)
+    try:
+        if options.eval_only:
+            results = evaluate(cfg, resume=options.resume, device=device, wrapper=options.tta.wrapper())
+        else:
+            results = train(cfg, resume=options.resume, device=device)
+    except SettingError as error:
+        raise ConfigError(f"{_place(options, error.key)}: {error}") from error
     if options.json_file and comm.is_main_process():
         write_json(options.json_file, _description(options, cfg) | {"results": results})
+
+
+def _place(options: RunOptions, key: str) -> str:
+    """Where a setting was made: the override, or file and line."""
+    for text in reversed(options.overrides):
+        overridden = text.partition("=")[0]
+        if f"{key}.".startswith(f"{overridden}."):
+            return f"{options.config_file}: override '{text}'"
+    return setting_place(options.config_file, key)
 
 
 def _requested_device(options: RunOptions, cfg: DictConfig) -> str | None:

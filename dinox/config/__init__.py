@@ -3,7 +3,7 @@
 from dinox.config.checks import check_calls
 from dinox.config.detectron2_yaml import add_dinox_config, add_roi_denoising_config, lazy_config
 from dinox.config.errors import ConfigError
-from dinox.config.loading import load_config, load_file, parse_config
+from dinox.config.loading import load_config, load_file, parse_config, setting_place
 from dinox.config.overrides import apply_overrides
 from dinox.config.yaml_merging import merge_yaml
 
@@ -18,4 +18,5 @@ __all__ = [
     "load_file",
     "merge_yaml",
     "parse_config",
+    "setting_place",
 ]

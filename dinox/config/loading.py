@@ -63,6 +63,14 @@ def load_file(file: str | os.PathLike, *, allow_targets: Sequence[str] = ()) -> 
     return cfg
 
 
+def setting_place(path_or_name: str | os.PathLike, key: str) -> str:
+    """``file:line`` where a config that could be loaded sets a dotted key; as much of it as can be found."""
+    file = resolve_config(path_or_name)
+    if file.suffix == ".py":
+        return find_line(file, key) or str(file)
+    return Origin(str(file), read_yaml(file.read_text(encoding="utf-8"), origin=str(file)).lines).place(key)
+
+
 def parse_config(yaml_text: str, *, origin: str, allow_targets: Sequence[str] = ()) -> DictConfig:
     """The config in a yaml text, such as a checkpoint holds, after all checks that need not build it.
 

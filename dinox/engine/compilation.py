@@ -39,9 +39,14 @@ class CompileOptions:
 
     def __post_init__(self):
         check_parts(self.parts, PARTS, setting=f"{SETTING}.parts")
+        if not self.parts:
+            raise ValueError(
+                f"{SETTING}.parts: expected at least one of {', '.join(PARTS)}, got []: without any, give "
+                f"{SETTING}.enabled=False"
+            )
         if self.dynamic is not None and not isinstance(self.dynamic, bool):
             raise ValueError(f"{SETTING}.dynamic: expected true, false or null, got {self.dynamic!r}")
-        known = torch.compiler.list_backends(())
+        known = [name for name in torch.compiler.list_backends(()) if not name.endswith("TESTING_ONLY")]
         if self.backend not in known:
             raise ValueError(
                 f"{SETTING}.backend: expected one of {', '.join(known)}, got {self.backend!r}."

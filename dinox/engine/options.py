@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.engine.settings import SettingError
 from dinox.utils.suggest import did_you_mean
 
 Mode = Literal["max", "min"]
@@ -79,12 +80,10 @@ def read_options(cfg: DictConfig, kind: type[_Options]) -> _Options | None:
     known = {field.name: field.type for field in fields(kind)}
     for name, value in node.items():
         if name not in known:
-            raise ValueError(
-                f"{kind.KEY}.{name}: there is no such setting.{did_you_mean(str(name), known)} There are "
-                f"{', '.join(known)}"
-            )
+            hint = did_you_mean(str(name), known)
+            raise SettingError(f"{kind.KEY}.{name}", f"there is no such setting.{hint} There are {', '.join(known)}")
         if not _is_a(value, known[name]):
-            raise ValueError(f"{kind.KEY}.{name}: expected {_TYPES.get(known[name], 'text')}, got {value!r}")
+            raise SettingError(f"{kind.KEY}.{name}", f"expected {_TYPES.get(known[name], 'text')}, got {value!r}")
     options = kind(**node)
     options.check()
     return options if options.enabled else None
@@ -121,11 +120,9 @@ def check_options(cfg: DictConfig) -> None:
                 f"{EarlyStoppingOptions.KEY}.enabled=True: training can only stop by a metric that is measured, and "
                 "the config has no dataloader.evaluator. Give one, or switch this off"
             )
-        if OmegaConf.select(cfg, "train.eval_period") == 0:
+        period, end = (OmegaConf.select(cfg, f"train.{name}") for name in ("eval_period", "max_iter"))
+        if period is not None and (period == 0 or (end is not None and period >= end)):
             raise ValueError(
-                f"{EarlyStoppingOptions.KEY}.enabled=True: with train.eval_period=0 there is no evaluation before the "
-                "end. Give a period in iterations, or switch this off"
+                f"{EarlyStoppingOptions.KEY}.enabled=True: with train.eval_period={period} there is no evaluation "
+                f"before the end, train.max_iter={end}. Give a shorter period in iterations, or switch this off"
             )
-    use_ema = OmegaConf.select(cfg, "train.use_ema_weights")
-    if use_ema is not None and not isinstance(use_ema, bool):
-        raise ValueError(f"train.use_ema_weights: expected true or false, got {use_ema!r}")

@@ -10,11 +10,13 @@ import torch.distributed as dist
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 
+from dinox.config.values import shown
 from dinox.engine.peers import Peers
 from dinox.engine.places import Place
 from dinox.utils.compat import forget_local_processes, set_cpu_group, set_local_processes, silence_typed_storage
 
 DEFAULT_TIMEOUT = 600.0
+MOST_TIMEOUT = 365 * 24 * 60 * 60
 
 
 def timeout_of(cfg: DictConfig) -> float:
@@ -23,8 +25,10 @@ def timeout_of(cfg: DictConfig) -> float:
     if value is None:
         return DEFAULT_TIMEOUT
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not 0 < value < float("inf"):
-        raise ValueError(f"train.timeout: expected seconds, a number above 0, got {value!r}")
+    if not is_number or not 0 < value <= MOST_TIMEOUT:
+        raise ValueError(
+            f"train.timeout: expected seconds, a number above 0 and at most {MOST_TIMEOUT} (a year), got {shown(value)}"
+        )
     return float(value)
 
 

@@ -5,6 +5,7 @@ size of the dataset and of the batch. So another batch size keeps the schedule, 
 shrinks it.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -25,9 +26,13 @@ def iterations(epochs: float, images_per_epoch: int, batch_size: int) -> int:
     In configs:
     ``"${dinox.iterations:${schedule.epochs},${schedule.images_per_epoch},${dataloader.train.total_batch_size}}"``.
     """
-    for name, value in (("epochs", epochs), ("images_per_epoch", images_per_epoch), ("batch_size", batch_size)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise ValueError(f"schedule: expected {name} to be a number above 0, got {value!r}")
+    for name, value in (
+        ("schedule.epochs", epochs),
+        ("schedule.images_per_epoch", images_per_epoch),
+        ("dataloader.train.total_batch_size", batch_size),
+    ):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ValueError(f"expected {name} to be a number above 0, got {value!r}")
     return max(1, round(epochs * images_per_epoch / batch_size))
 
 

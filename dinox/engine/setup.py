@@ -26,45 +26,27 @@ from dinox.engine.determinism import check_deterministic, deterministic_seed
 from dinox.engine.logs import RunLog
 from dinox.engine.lr_scaling import LRScaling
 from dinox.engine.micro_batches import check_accumulation
-from dinox.engine.mixed_precision import MixedPrecision
 from dinox.engine.model_settings import check_model_settings
 from dinox.engine.non_finite import check_non_finite
 from dinox.engine.options import check_options
+from dinox.engine.settings import check_optimizer_numbers, check_train_keys
 
 logger = logging.getLogger(__name__)
-
-_LEAST = {
-    "train.max_iter": 1,
-    "train.accumulation_steps": 1,
-    "train.log_period": 1,
-    "train.eval_period": 0,  # none before the end
-    "train.checkpointer.period": 1,
-    "train.checkpointer.max_to_keep": 1,
-    "train.matching_metrics.period": 0,  # as eval_period
-    "train.matching_metrics.num_images": 1,
-    "train.matching_metrics.top_k": 1,
-    "dataloader.train.total_batch_size": 1,
-}
-"""The least value of the training loop's numbers."""
 
 LOCK_FILE = ".lock"
 """In the output folder; locked while a process trains into it, and telling which. It stays there, unlocked."""
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check the training loop's numbers where the config has them. Raises ValueError naming key and value."""
-    for key, least in _LEAST.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise ValueError(f"{key}: expected a whole number of at least {least}, got {value!r}")
-    partial = OmegaConf.select(cfg, "train.allow_partial")
-    if partial is not None and not isinstance(partial, bool):
-        raise ValueError(f"train.allow_partial: expected true or false, got {partial!r}")
-    MixedPrecision.of(cfg)
+    """Check the training loop's settings where the config has them. Raises ValueError naming key and value."""
+    check_train_keys(cfg)
+    check_optimizer_numbers(cfg)
     check_non_finite(OmegaConf.select(cfg, "train.non_finite"))
     check_deterministic(cfg.train.get("deterministic"))
     check_model_settings(cfg.train)
     batch, processes = OmegaConf.select(cfg, "dataloader.train.total_batch_size"), comm.get_world_size()
+    if batch is not None and (not isinstance(batch, int) or isinstance(batch, bool) or batch < 1):
+        raise ValueError(f"dataloader.train.total_batch_size: expected a whole number of at least 1, got {batch!r}")
     if batch is not None and batch % processes:
         raise ValueError(
             f"dataloader.train.total_batch_size={batch} cannot be shared by {processes} processes: give a multiple of "

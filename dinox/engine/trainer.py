@@ -209,9 +209,16 @@ def _check_same_settings(configured: list[dict], saved: list[dict]) -> None:
         ours, theirs = (group | {"lr": unscaled_lr(group)} for group in (ours, theirs))  # before the schedule
         for key in _OPTIMIZER_SETTINGS:
             if key in ours and key in theirs and ours[key] != theirs[key]:
-                changes.append(f"{key} is {ours[key]} in the config and {theirs[key]} in the checkpoint")
+                here, there = _shown(ours[key], theirs[key])
+                changes.append(f"{key} is {here} in the config and {there} in the checkpoint")
     if changes:
         raise ValueError(f"resuming: {'; '.join(dict.fromkeys(changes))}. {cure}")
+
+
+def _shown(*values: object) -> list[str]:
+    """A rate that was scaled is 0.3 to whoever wrote it, not 0.30000000000000004, unless another one is 0.3 too."""
+    short = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return short if len(set(short)) == len(short) else [str(value) for value in values]
 
 
 def _gather(scalars: Mapping[str, Tensor], data_time: float) -> list[dict[str, float]]:

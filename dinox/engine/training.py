@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from functools import partial
-from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
@@ -22,7 +21,7 @@ from torch import nn
 from dinox.checkpoint import describe, read_description
 from dinox.checkpoint.loading import Checkpointer, load_weights
 from dinox.checkpoint.reading import EMA
-from dinox.checkpoint.run_files import BEST
+from dinox.checkpoint.run_files import check_not_the_best_alone
 from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data, dataset_names
 from dinox.data.conversions import conversions_counted
@@ -42,6 +41,7 @@ from dinox.engine.non_finite import NonFiniteSteps
 from dinox.engine.parallel import check_parallel, make_parallel
 from dinox.engine.run_checkpoints import RunCheckpoints
 from dinox.engine.run_state import RunState, plain_settings
+from dinox.engine.settings import check_train_keys, select
 from dinox.engine.setup import (
     check_output_folder_is_free,
     check_settings,
@@ -88,8 +88,7 @@ def train(cfg: DictConfig, *, resume: bool = False, device: str | None = None, c
         check_settings(cfg)
         check_parallel(cfg)
         check_output_folder_is_free(cfg.train.output_dir)
-        if not resume:
-            _check_no_checkpoints(cfg.train.output_dir)
+        _check_checkpoints(cfg.train.output_dir, resume=resume)
         resolved = resolve_device(cfg.train.device, requested=device)
         deterministic = stack.enter_context(deterministic_algorithms(cfg.train.get("deterministic"), resolved))
         _check_data_once(cfg, training=True)
@@ -132,6 +131,7 @@ def evaluate(
     """
     with RunLog(console=console), conversions_counted(), ExitStack() as stack:
         _require(cfg, "model", "dataloader.test", "dataloader.evaluator", "train.device")
+        check_train_keys(cfg)
         resolved = resolve_device(cfg.train.device, requested=device)
         deterministic = stack.enter_context(deterministic_algorithms(cfg.train.get("deterministic"), resolved))
         weights = weights_to_evaluate(cfg, resume=resume)
@@ -300,15 +300,18 @@ def _class_names(cfg: DictConfig) -> list[str] | None:
 
 
 def _require(cfg: DictConfig, *keys: str) -> None:
-    missing = [key for key in keys if OmegaConf.select(cfg, key) is None]
+    missing = [key for key in keys if select(cfg, key) is None]
     if missing:
         raise ValueError(
             f"this config has no {', '.join(missing)}: it is not one to train or evaluate (found: {', '.join(cfg)})"
         )
 
 
-def _check_no_checkpoints(output_dir: str) -> None:
-    if Checkpointer(nn.Module(), output_dir).has_checkpoint() or (Path(output_dir) / f"{BEST}.pth").exists():
+def _check_checkpoints(output_dir: str, *, resume: bool) -> None:
+    """Nothing of an earlier run is to be replaced."""
+    if not Checkpointer(nn.Module(), output_dir).has_checkpoint():
+        check_not_the_best_alone(output_dir)
+    elif not resume:
         raise ValueError(
             f"train.output_dir={output_dir} holds checkpoints of an earlier run: resume it (--resume), or give another "
             "train.output_dir"

@@ -23,6 +23,7 @@ from torch import nn
 
 from dinox.checkpoint import Checkpointer, describe, load_weights
 from dinox.checkpoint.reading import EMA
+from dinox.checkpoint.run_files import check_not_the_best_alone
 from dinox.config import ConfigError, lazy_config
 from dinox.config.calls import innermost_evaluator
 from dinox.data.checks import check_data
@@ -271,6 +272,8 @@ class DinoxTrainer(DefaultTrainer):
         """
         with _logging_as_detectron2():
             found = self.checkpointer.has_checkpoint()
+            if not found:
+                check_not_the_best_alone(self.cfg.OUTPUT_DIR, setting="OUTPUT_DIR", start="MODEL.WEIGHTS")
             if found and not resume:
                 raise ValueError(
                     f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} holds checkpoints of an earlier run: resume it "

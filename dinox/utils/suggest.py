@@ -7,8 +7,8 @@ _CUTOFF = 0.6
 """difflib's ratio below which two names are called different; its own default."""
 
 
-def closest(word: str, names: Iterable[str], *, n: int = 3) -> list[str]:
-    """At most ``n`` of ``names``, nearest first.
+def closest(word: str, names: Iterable[str], *, n: int = 3, cutoff: float = _CUTOFF) -> list[str]:
+    """At most ``n`` of ``names``, nearest first. cutoff: difflib's ratio that names spelt alike have at least.
 
     A dotted or slashed name whose last parts are ``word`` (``optimizer.lr`` for ``lr``) comes before names spelt alike.
     Upper and lower case count as equal.
@@ -16,7 +16,7 @@ def closest(word: str, names: Iterable[str], *, n: int = 3) -> list[str]:
     by_lower = {name.lower(): name for name in sorted(names)}
     wanted = word.lower()
     endings = [lower for lower in by_lower if lower.endswith(("." + wanted, "/" + wanted))]
-    alike = difflib.get_close_matches(wanted, by_lower, n=n, cutoff=_CUTOFF)
+    alike = difflib.get_close_matches(wanted, by_lower, n=n, cutoff=cutoff)
     ranked = dict.fromkeys([*sorted(endings, key=len), *alike])
     return [by_lower[lower] for lower in ranked][:n]
 

@@ -122,12 +122,14 @@ def test_the_best_checkpoint_is_used_as_any_other_and_is_no_step_of_a_run(cfg, s
     assert best not in [each.path for each in find_checkpoints([cfg.train.output_dir])]
 
 
-def test_a_new_run_does_not_replace_the_best_checkpoint_of_another(cfg, scripted):
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_new_run_does_not_replace_the_best_checkpoint_of_another(cfg, scripted, resume):
     scripted(*range(5))
     path(cfg, "").mkdir()
     path(cfg, "model_best.pth").write_bytes(b"dear to somebody")
-    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"):
-        train(cfg, console="off")
+    with pytest.raises(ValueError, match=r"holds model_best.pth only, .* start from it with train.init_checkpoint="):
+        train(cfg, resume=resume, console="off")
+    assert path(cfg, "model_best.pth").read_bytes() == b"dear to somebody"
 
 
 def test_a_resumed_run_knows_what_was_best(cfg, scripted):

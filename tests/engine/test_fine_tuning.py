@@ -45,6 +45,15 @@ def test_shared_classes_keep_their_weights_and_the_log_says_which(tmp_path, tiny
     assert "class_head 2 2" in lines and "all 8 6 2" in lines
 
 
+def test_without_a_class_in_common_there_is_a_warning_and_no_list_of_tensors(tmp_path, tiny_cfg):
+    save(tmp_path / "a.pth", ["moon", "sun"])
+    _, log = trained(tiny_cfg, tmp_path / "a.pth")
+    table = [" ".join(line.split()) for line in log.splitlines()]
+    assert "taken over by name 0" in table and "None of the names is the same: the class heads start anew." in table
+    assert not any(line.startswith("In 2 tensors") for line in table)
+    assert next("WARNING" in line for line in table if "Classes of" in line)
+
+
 def test_the_same_classes_in_another_order_are_put_right(tmp_path, tiny_cfg):
     saved = save(tmp_path / "a.pth", CLASSES[::-1])
     bias, log = trained(tiny_cfg, tmp_path / "a.pth")

@@ -202,7 +202,7 @@ def test_whole_tensors_of_an_ordinary_model_are_its_own():
     "settings, expected",
     [
         ({"parallel": "fdsp"}, "train.parallel: expected one of ddp, fsdp, got 'fdsp'"),
-        ({"timeout": 0}, "train.timeout: expected seconds, a number above 0, got 0"),
+        ({"timeout": 0}, "train.timeout: expected seconds, a number above 0 and at most 31536000 .a year., got 0"),
         ({"parallel": True}, "train.parallel: expected one of ddp, fsdp, got True"),
         ({"parallel": "fsdp", "amp": {"enabled": True, "dtype": "fp16"}}, "got train.amp.dtype=fp16: give bf16"),
     ],

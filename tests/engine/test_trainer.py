@@ -4,6 +4,7 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from dinox.engine import ClippedAdamW, Trainer
+from dinox.engine.trainer import _check_same_settings
 
 
 class Probe(nn.Module):
@@ -132,3 +133,16 @@ def test_a_checkpoint_of_another_precision_can_be_continued():
     state = make_trainer().state_dict()
     make_trainer(precision="fp16").load_state_dict(state)
     make_trainer().load_state_dict(make_trainer(precision="fp16").state_dict())
+
+
+@pytest.mark.parametrize(
+    "saved, message",
+    [
+        (0.1, "lr is 0.3 in the config and 0.1 in the checkpoint"),
+        (0.3, "lr is 0.30000000000000004 in the config and 0.3 in the checkpoint"),
+    ],
+)
+def test_rates_that_differ_are_told_as_they_are_written_unless_these_look_the_same(saved, message):
+    groups = [[{"params": [0], "lr": lr}] for lr in (0.1 + 0.2, saved)]
+    with pytest.raises(ValueError, match=message):
+        _check_same_settings(*groups)

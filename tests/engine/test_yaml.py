@@ -1,5 +1,6 @@
 """Yaml users: build_model, DefaultPredictor, DefaultTrainer and DinoxTrainer from detectron2's CfgNode."""
 
+import copy
 import json
 import logging
 import os
@@ -14,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg, instantiate
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
 import dinox
 from dinox.checkpoint import CheckpointError, read_description
-from dinox.config import ConfigError, lazy_config, merge_yaml
+from dinox.config import ConfigError, lazy_config, load_config, merge_yaml
 from dinox.data import DataError, register_shapes
 from dinox.engine import ClippedAdamW, DinoxTrainer
 from dinox.modeling import DetectionTransformer
@@ -361,6 +363,27 @@ def test_a_folder_with_checkpoints_is_not_trained_into_by_mistake(finished):
     cfg, _, _ = finished
     with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run: resume it"):
         DinoxTrainer(cfg).resume_or_load(resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_with_the_best_checkpoint_alone_is_neither(finished, tmp_path, resume):
+    _, trainer, _ = finished
+    (tmp_path / "model_best.pth").write_bytes(b"dear to somebody")
+    trainer = copy.copy(trainer)
+    trainer.cfg, trainer.checkpointer = make_cfg(tmp_path), DetectionCheckpointer(nn.Module(), str(tmp_path))
+    with pytest.raises(ValueError, match=r"OUTPUT_DIR=.* holds model_best.pth only, .* start from it with MODEL.WEIGH"):
+        trainer.resume_or_load(resume=resume)
+
+
+def test_a_misspelt_setting_of_the_loop_is_an_error_in_yaml_too(tmp_path):
+    file = tmp_path / "own.yaml"
+    LazyConfig.save(load_config("dino/dino_demo"), str(file))
+    file.write_text(file.read_text().replace("  log_period:", "  log_perido:"))
+    cfg = make_cfg(tmp_path / "run")
+    cfg.MODEL.DINOX.CONFIG = str(file)
+    with pytest.raises(ValueError, match=r"train.log_perido: there is no such key. Did you mean 'log_period'"):
+        DinoxTrainer(cfg)
+    assert not (tmp_path / "run").exists()
 
 
 HOLDS_LOCK = """

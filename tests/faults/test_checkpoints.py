@@ -170,6 +170,7 @@ def test_row_30_a_web_page_instead_of_a_checkpoint(dinox, tmp_path, name, comman
     code, err = start_from(command, dinox, tmp_path / name, tmp_path)
     assert code == USER_ERROR
     assert_one_line(err, f"{name}: not a readable checkpoint")
+    assert "weights_only" not in err  # torch's advice, to load the file without any safety
 
 
 @pytest.mark.parametrize("command", [evaluate, train])

@@ -76,6 +76,48 @@ def test_row_28_a_mistake_in_a_config_is_told_with_its_line(train, own, line, pa
 
 
 @pytest.mark.parametrize(
+    "line, parts",
+    [
+        ("train.accumulation_step = 2", ["train.accumulation_step: ", "Did you mean 'accumulation_steps'"]),
+        ("train.early_stoping = dict(enabled=True)", ["train.early_stoping: ", "Did you mean 'early_stopping'"]),
+        ("train.amp.enabled = 'no'", ["train.amp.enabled: expected true or false, got 'no'"]),
+        ("train.amp = {'enabled': True, 'dtpe': 'fp16'}", ["train.amp.dtpe: ", "Did you mean 'dtype'"]),
+        ("train.amp.dtype = 'bf17'", ["train.amp.dtype: expected one of fp32, bf16, fp16, got 'bf17'"]),
+        ("train.amp = True", ["train.amp: expected a section with enabled, dtype, max_skips_in_a_row, got True"]),
+        ("train.allow_partial = 'no'", ["train.allow_partial: expected true or false, got 'no'"]),
+        ("train.deterministic = 1", ["train.deterministic: expected true or false, got 1"]),
+        ("train.ddp = {'find_unused': True}", ["train.ddp.find_unused: ", "Did you mean 'find_unused_parameters'"]),
+        ("train.ddp.static_graph = 'no'", ["train.ddp.static_graph: expected true or false, got 'no'"]),
+        ("train.ddp.sharding = True", ["train.ddp.sharding: there is no such key"]),
+        ("train.checkpointer.keep = 5", ["train.checkpointer.keep: there is no such key"]),
+        ("train.checkpointer.max_to_keep = 0", ["max_to_keep: expected a whole number of at least 1, got 0"]),
+        ("train.matching_metrics.enabled = 'no'", ["train.matching_metrics.enabled: expected true or false"]),
+        ("train.log_period = None", ["train.log_period: expected a whole number of at least 1, got None"]),
+        ("train.output_dir = 3", ["train.output_dir: expected a folder, got 3"]),
+        ("train.init_checkpoint = 3", ["train.init_checkpoint: expected a file, a URL or '', got 3"]),
+        ("train.device = 0", ["train.device: expected 'cpu' or 'cuda', got 0"]),
+        ("train.seed = 'abc'", ["train.seed: expected a whole number", "got 'abc'"]),
+        ("train.seed = 99999999999999999999", ["train.seed: expected a whole number below 4294967295, or -1"]),
+        ("train.ema.decya = 0.9", ["train.ema.decya: ", "Did you mean 'decay'"]),
+        ("train.early_stopping.patience = 'long'", ["patience: expected a whole number, got 'long'"]),
+        ("optimizer.lr = -1", ["optimizer.lr: expected a number of at least 0, got -1"]),
+    ],
+)
+def test_row_28_a_mistake_in_the_loops_settings_is_told_with_its_line(dinox, own, tmp_path, line, parts):
+    file = own(f"train.output_dir = {str(tmp_path / 'run')!r}; {line}")
+    code, _, err = dinox("train", "--config-file", file)
+    assert code == USER_ERROR and os.listdir(tmp_path) == ["own.py"]
+    assert_one_line(err, f"{file}:6: ", *parts)
+
+
+def test_row_28_an_evaluation_knows_the_same_mistakes(dinox, own):
+    file = own("train.use_ema_weight = False")
+    code, _, err = dinox("eval", "--config-file", file)
+    assert code == USER_ERROR
+    assert_one_line(err, f"{file}:6: train.use_ema_weight: there is no such key. Did you mean 'use_ema_weights'")
+
+
+@pytest.mark.parametrize(
     "override, parts",
     [
         ("model.num_clases=3", ["Did you mean 'model.num_classes'"]),
@@ -85,10 +127,21 @@ def test_row_28_a_mistake_in_a_config_is_told_with_its_line(train, own, line, pa
             "dataloader.train.dataset.names=dinox_shapes_trian",
             ["is not registered", "Did you mean 'dinox_shapes_train'"],
         ),
+        ("train.amp.dtype=bf17", ["override 'train.amp.dtype=bf17'", "expected one of fp32, bf16, fp16"]),
+        ("optimizer.lr=-1", ["override 'optimizer.lr=-1'", "expected a number of at least 0, got -1"]),
+        ("schedule.epochs=0", ["expected schedule.epochs to be a number above 0, got 0"]),
     ],
 )
 def test_row_28_a_mistake_in_an_override_is_told_with_the_override(train, override, parts):
     assert_one_line(train("dino/dino_demo", override), override.partition("=")[2], *parts)
+
+
+def test_row_28_the_line_of_a_setting_in_a_yaml_config_is_told(train, tmp_path):
+    file = tmp_path / "own.yaml"
+    LazyConfig.save(load_config("dino/dino_demo"), str(file))
+    file.write_text(file.read_text().replace("  log_period:", "  log_perido:").replace(", ", ",\n    "))
+    number = next(i for i, line in enumerate(file.read_text().splitlines(), start=1) if "log_perido" in line)
+    assert_one_line(train(file), f"{file}:{number}: train.log_perido: ", "Did you mean 'log_period'")
 
 
 @pytest.mark.parametrize(
