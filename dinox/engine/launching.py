@@ -4,7 +4,9 @@ import logging
 import re
 import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -12,11 +14,14 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dinox.engine.stopping import EXIT_CODES, SIGNALS
+from dinox.engine.stopping import EXIT_CODES
 
 _DIST_URL = re.compile(r"tcp://(?P<host>[^/]+):(?P<port>\d+)")
 _HERE = "localhost:0"  # and any free port
 _KILLED = 128  # plus the signal's number is a shell's exit code
+_AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Those that torch's agent handles."""
+
 _NOISY = ("torch.distributed.elastic", "torch.distributed.launcher")
 
 
@@ -89,7 +94,8 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=folder),
         )
         try:
-            elastic_launch(config, _exit_with)(function, *args)
+            with _own_signal_handlers():
+                elastic_launch(config, _exit_with)(function, *args)
         except SignalException as stopped:
             return _KILLED + stopped.sigval
         except ChildFailedError as error:
@@ -97,8 +103,20 @@ def launch(
     return 0
 
 
+@contextmanager
+def _own_signal_handlers() -> Iterator[None]:
+    """Torch's agent leaves its handlers behind, which would answer Ctrl-C in whatever this process does next."""
+    before = {number: signal.getsignal(number) for number in _AGENT_SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def _exit_with(function: Callable[..., int], *args: object) -> None:
-    for number in SIGNALS:  # a copy has the handlers of what started it
+    for number in _AGENT_SIGNALS:  # a copy has the handlers of what started it
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     code = function(*args)
     if code:

@@ -52,7 +52,7 @@ def test_train_then_eval(dinox, output_dir, tmp_path):
         ("train.max_iter=0", ["train.max_iter: expected a whole number of at least 1, got 0"]),
         (
             "train.amp.max_skips_in_a_row=0",
-            ["train.amp.max_skips_in_a_row: expected a whole number of at least 1, got"],
+            ["train.amp.max_skips_in_a_row: expected a whole number of at least 1", ", got 0"],
         ),
         ("train.activation_checkpointing=[encodr]", ["train.activation_checkpointing", "Did you mean 'encoder'"]),
         ("train.activation_checkpointing=[encoder]", ["this model has no part 'encoder': it has backbone, box_head"]),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import warnings
 
@@ -103,6 +104,14 @@ def test_row_40_a_free_port_is_chosen_while_torchs_own_are_taken(tmp_path):
         assert launch(tell_port, tmp_path, num_processes=2, start_method="fork", dist_url="auto") == 0
     ports = [(tmp_path / rank).read_text() for rank in ("0", "1")]
     assert ports[0] == ports[1] and ports[0] not in ("29400", "29500")
+
+
+@pytest.mark.timeout(30)
+def test_a_process_that_starts_others_keeps_its_signal_handlers(tmp_path):
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = [signal.getsignal(number) for number in numbers]
+    assert launch(tell_port, tmp_path, num_processes=1, start_method="fork") == 0
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def evaluate_as_task(rank, port, options):

@@ -60,4 +60,4 @@ def test_an_error_is_in_torchruns_last_words(tmp_path):
     output = process.communicate()[0].decode()
     assert process.returncode == 1
     last = output[output.index("Root Cause") :]
-    assert "Invalid learning rate: -1" in last, output
+    assert "optimizer.lr: expected a number of at least 0, got -1" in last, output

@@ -204,7 +204,7 @@ def test_every_call_of_detectron2_has_arguments_that_main_takes(trees):
         "COCOEvaluator",
         "build_detection_train_loader",
     } <= seen
-    assert {"ShapeSpec", "put_scalar", "launch", "inference_on_dataset"} <= seen
+    assert {"ShapeSpec", "put_scalar", "inference_on_dataset"} <= seen
 
 
 @pytest.mark.parametrize(
