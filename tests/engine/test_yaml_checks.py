@@ -8,7 +8,7 @@ import torch
 from dinox.config import ConfigError
 from dinox.engine import DinoxTrainer, parallel
 from dinox.engine import yaml_trainer as module
-from tests.engine.test_yaml import TEST, TRAIN, datasets, loggers, make_cfg  # noqa: F401
+from tests.engine.yaml_run import TEST, TRAIN, datasets, loggers, make_cfg  # noqa: F401
 
 STOPPING = "train.early_stopping={{enabled: true, metric: {}}}"
 

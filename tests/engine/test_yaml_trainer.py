@@ -1,10 +1,9 @@
-"""Yaml users: build_model, DefaultPredictor, DefaultTrainer and DinoxTrainer from detectron2's CfgNode."""
+"""DinoxTrainer, and detectron2's DefaultTrainer and DefaultPredictor, from a CfgNode."""
 
 import copy
 import json
 import logging
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -15,67 +14,17 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import LazyConfig
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor, DefaultTrainer
 from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
-import dinox
 from dinox.checkpoint import CheckpointError, read_description
-from dinox.config import ConfigError, lazy_config, load_config, merge_yaml
-from dinox.data import DataError, register_shapes
+from dinox.config import ConfigError, load_config
+from dinox.data import DataError
 from dinox.engine import ClippedAdamW, DinoxTrainer
-from dinox.modeling import DetectionTransformer
-
-YAML = Path(__file__).parents[2] / "projects" / "dino" / "configs" / "yaml"
-
-SMALL = [
-    "model.embed_dim=16",
-    "model.num_queries=10",
-    "model.encoder.feed_forward_dim=16",
-    "model.decoder.num_layers=2",
-    "model.backbone.bottom_up.width=8",
-]
-
-TRAIN, TEST = "dinox_yaml_train", "dinox_yaml_val"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loggers():
-    """DefaultTrainer sets up detectron2's logger for good; here until the last test of this file."""
-    both = [logging.getLogger(name) for name in ("detectron2", "fvcore")]
-    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in both]
-    yield
-    for logger, handlers, level, propagate in before:
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
-    setup_logger.cache_clear()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def datasets():
-    for seed, name in enumerate((TRAIN, TEST)):
-        register_shapes(name, seed=200 + seed, num_images=8, size=96, root=os.environ["DINOX_TEST_DATASETS"])
-    yield
-    for name in (TRAIN, TEST):
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-def make_cfg(output_dir, *opts, overrides=()):
-    """The example of the project, small, for four steps."""
-    cfg = get_cfg()
-    dinox.add_dinox_config(cfg)
-    merge_yaml(cfg, str(YAML / "dino_shapes.yaml"))
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (TRAIN,), (TEST,)
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
-    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = 2, 4, (3,), 2
-    cfg.MODEL.DEVICE, cfg.OUTPUT_DIR, cfg.SEED = "cpu", str(output_dir), 1
-    cfg.MODEL.DINOX.OVERRIDES = [*cfg.MODEL.DINOX.OVERRIDES, *SMALL, *overrides]
-    cfg.merge_from_list(list(opts))
-    return cfg
+from tests.engine.yaml_run import TEST, TRAIN, YAML, datasets, loggers, make_cfg  # noqa: F401
 
 
 def train(trainer_class, cfg, *, resume=False):
@@ -93,153 +42,6 @@ def finished(tmp_path_factory):
     """(cfg, trainer, results) of four steps."""
     cfg = make_cfg(tmp_path_factory.mktemp("yaml") / "run")
     return cfg, *train(DinoxTrainer, cfg)
-
-
-# ------------------------------------------------------------------------------------------------------------ the model
-
-
-def test_build_model_gives_the_zoos_model(tmp_path):
-    model = build_model(make_cfg(tmp_path, overrides=["model.query_groups.denoising=null"]))
-    assert type(model) is DetectionTransformer
-    assert (model.num_classes, model.num_queries) == (6, 10)
-    assert not any("denoising" in name for name, _ in model.named_parameters())
-
-
-def test_the_config_for_coco_is_the_papers():
-    cfg = get_cfg()
-    dinox.add_dinox_config(cfg)
-    merge_yaml(cfg, str(YAML / "dino_r50_4scale_12ep.yaml"))
-    lazy = lazy_config(cfg)
-    zoo = dinox.model_zoo.get_config("dino/dino_r50_4scale_12ep")
-    assert lazy.model == zoo.model and lazy.optimizer == zoo.optimizer
-    for split in ("train", "test"):
-        ours, theirs = (instantiate(node.dataloader[split].mapper.augmentations) for node in (lazy, zoo))
-        assert str(ours) == str(theirs)
-    assert lazy.dataloader.train.total_batch_size == zoo.dataloader.train.total_batch_size == 16
-    assert lazy.train.max_iter == zoo.train.max_iter == 90_000
-    assert lazy.train.init_checkpoint == zoo.train.init_checkpoint
-    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == ((82_500,), 0)
-
-
-@pytest.mark.parametrize(
-    "opts, overrides, message",
-    [
-        (["INPUT.FORMAT", "BGR"], [], r"INPUT\.FORMAT is BGR, but the model .* has input_format RGB.*MODEL\.DINOX\."),
-        (["MODEL.PIXEL_STD", [1.0, 1.0, 1.0]], [], r"MODEL\.PIXEL_STD is \[1\.0,1\.0,1\.0\].*'model\.pixel_std=\["),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", 3], [], r"ROI_HEADS\.NUM_CLASSES is 3, but the model .* has 6 classes.*num_"),
-        ([], ["model.num_classes=5"], rf"has 5 classes, but the dataset '{TRAIN}' of DATASETS has 6.*num_classes=6"),
-        (["MODEL.DINOX.CONFIG", ""], [], r"MODEL\.DINOX\.CONFIG is empty: give the name"),
-        (["MODEL.DINOX.CONFIG", "dino/dino_dem"], [], r"'dino/dino_dem' not found.*Did you mean 'dino/dino_demo'"),
-        ([], ["model.num_querys=3"], r"MODEL\.DINOX\.OVERRIDES: override .*Did you mean 'model\.num_queries'"),
-        ([], ["model.postprocess._target_=os.system"], r"'os\.system' is refused"),
-        ([], ["train.output_dir=${oc.env:HOME}"], r"'\$\{oc\.env:HOME\}' is refused"),
-        ([], ["dataloader.train.cfg={}"], r"'dataloader\.train\.cfg' is refused"),
-        ([], ["model.backbone.model_name=hf-hub:a/b"], r"'hf-hub:a/b' is refused"),
-    ],
-)
-def test_what_contradicts_the_model_is_an_error(tmp_path, opts, overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        build_model(make_cfg(tmp_path, *opts, overrides=overrides))
-
-
-def test_keys_must_have_been_added():
-    cfg = get_cfg()
-    cfg.MODEL.META_ARCHITECTURE = "DetectionTransformer"
-    with pytest.raises(ConfigError, match=r"call dinox\.add_dinox_config\(cfg\) after get_cfg\(\)"):
-        build_model(cfg)
-
-
-GET_DICTS = "{_target_: detectron2.data.get_detection_dataset_dicts, names: dinox_shapes_val}"
-CREATE_MODEL = "{_target_: timm.create_model, model_name: resnet18}"
-
-
-@pytest.mark.parametrize(
-    "overrides, refused",
-    [
-        ([f"model.postprocess={GET_DICTS}", "model.postprocess={proposal_files: [PICKLE]}"], "proposal_files"),
-        ([f"model.postprocess={GET_DICTS}", "model={postprocess.proposal_files: [PICKLE]}"], "proposal_files"),
-        ([f"model.postprocess={CREATE_MODEL}", "model.postprocess={checkpoint_path: PICKLE}"], "checkpoint_path"),
-        ([f"model.postprocess={CREATE_MODEL}", "model={postprocess: {model_name: 'hf-hub:a/m'}}"], "model_name"),
-        ([f"model.postprocess={CREATE_MODEL}", "model={postprocess: {cfg: {A: 1}}}"], "cfg"),
-    ],
-)
-def test_overrides_that_are_harmful_only_together_run_nothing(tmp_path, overrides, refused):
-    canary, file = tmp_path / "canary", tmp_path / "bad.pkl"
-    file.write_bytes(pickle.dumps(MakesFolder(str(canary))))
-    overrides = [text.replace("PICKLE", f"'{file}'") for text in overrides]
-    with pytest.raises(ConfigError) as caught:
-        build_model(make_cfg(tmp_path, overrides=overrides))
-    assert not canary.exists()
-    assert refused in str(caught.value)
-    pickle.loads(file.read_bytes())
-    assert canary.exists()  # had it been read
-
-
-class MakesFolder:
-    """A pickle of it makes a folder when it is read."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_settings_of_the_yaml_are_not_evaluated(tmp_path):
-    with pytest.raises(ConfigError, match=r"'train\.output_dir': '\$\{oc\.env:HOME\}' is refused"):
-        lazy_config(make_cfg("${oc.env:HOME}"))
-
-
-def test_keys_of_other_detectors_are_said_once_to_have_no_effect(tmp_path, caplog):
-    cfg = make_cfg(tmp_path, "MODEL.RESNETS.DEPTH", 152)
-    build_model(cfg)
-    lazy_config(cfg)
-    assert caplog.text.count("MODEL.RESNETS.DEPTH have no effect") == 1
-
-
-def test_the_number_of_detections_is_the_yamls_if_it_says_one(tmp_path):
-    assert build_model(make_cfg(tmp_path)).postprocess.num_detections == 100  # of dino_demo
-    assert build_model(make_cfg(tmp_path, "TEST.DETECTIONS_PER_IMAGE", 7)).postprocess.num_detections == 7
-    with pytest.raises(ConfigError, match=r"TEST\.DETECTIONS_PER_IMAGE: expected a whole number of at least 1, got 0"):
-        build_model(make_cfg(tmp_path, "TEST.DETECTIONS_PER_IMAGE", 0))
-    both = make_cfg(tmp_path, "TEST.DETECTIONS_PER_IMAGE", 7, overrides=["model.postprocess.num_detections=8"])
-    with pytest.raises(ConfigError, match=r"set TEST\.DETECTIONS_PER_IMAGE instead"):
-        build_model(both)
-
-
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("TEST.AUG.ENABLED", True),
-        ("VIS_PERIOD", 100),
-        ("INPUT.MASK_FORMAT", "bitmask"),
-        ("DATASETS.PROPOSAL_FILES_TRAIN", ("x.pkl",)),
-        ("DATALOADER.REPEAT_THRESHOLD", 0.1),
-        ("TEST.KEYPOINT_OKS_SIGMAS", [0.1]),
-        ("TEST.EXPECTED_RESULTS", [["bbox", "AP", 40.0, 0.5]]),
-        ("SOLVER.MOMENTUM", 0.5),
-        ("SOLVER.NESTEROV", True),
-        ("INPUT.MIN_SIZE_TRAIN", (0,)),
-        ("INPUT.MIN_SIZE_TEST", 0),
-    ],
-)
-def test_keys_that_would_be_ignored_are_an_error(tmp_path, key, value):
-    cfg = make_cfg(tmp_path)
-    lazy_config(cfg)
-    cfg.merge_from_list([key, value])
-    with pytest.raises(ConfigError, match=re.escape(key)):
-        lazy_config(cfg)
-
-
-def test_a_program_is_not_run_because_a_yaml_names_it(tmp_path):
-    canary = tmp_path / "canary"
-    (tmp_path / "own.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    with pytest.raises(ConfigError, match=r"own\.py is a program, which a yaml config may not run"):
-        build_model(make_cfg(tmp_path, "MODEL.DINOX.CONFIG", str(tmp_path / "own.py")))
-    assert not canary.exists()
-
-
-# ---------------------------------------------------------------------------------------------------------- the trainer
 
 
 def test_training_leaves_weights_metrics_and_results(finished):
@@ -532,74 +334,3 @@ def test_other_optimizers_are_not_warned_of(tmp_path, caplog):
         optimizer.step()
     torch.optim.SGD(model.parameters(), lr=0.1).step()  # the second optimizer of a model is somebody's own business
     assert not sgd_warnings(caplog)
-
-
-# -------------------------------------------------------------------------------------------------------- reading yaml
-
-
-def test_a_misspelt_key_has_a_did_you_mean(tmp_path):
-    cfg = get_cfg()
-    dinox.add_dinox_config(cfg)
-    file = tmp_path / "own.yaml"
-    file.write_text("VERSION: 2\nSOLVER:\n  BASE_LRR: 0.1\n")
-    with pytest.raises(
-        ConfigError, match=r"own\.yaml:3: Non-existent config key: SOLVER\.BASE_LRR\..*'SOLVER\.BASE_LR"
-    ):
-        merge_yaml(cfg, str(file))
-    with pytest.raises(ConfigError, match=r"Did you mean 'MODEL\.DINOX\.CONFIG'"):
-        merge_yaml(cfg, str(YAML / "dino_shapes.yaml"), ["MODEL.DINOX.CONFG", "x"])
-
-
-def test_a_yaml_that_could_run_code_is_refused(tmp_path):
-    cfg, canary, file = get_cfg(), tmp_path / "canary", tmp_path / "bad.yaml"
-    file.write_text(f"VERSION: 2\nOUTPUT_DIR: !!python/object/apply:os.mkdir [{canary}]\n")
-    with pytest.raises(ConfigError, match=r"bad\.yaml:2: .*python/object/apply:os\.mkdir.*could run code"):
-        merge_yaml(cfg, str(file))
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("", r"own\.yaml: expected a mapping at the top, got nothing"),
-        ("3\n", r"own\.yaml: expected a mapping at the top, got int"),
-        ("- a\n", r"own\.yaml: expected a mapping at the top, got list"),
-        ("VERSION: 2\nMODEL: null\n", r"own\.yaml:2: MODEL: expected keys below it, such as MODEL\.\w+, got None"),
-        ("SOLVER: {CLIP_GRADIENTS: 3}\n", r"own\.yaml:1: SOLVER\.CLIP_GRADIENTS: expected keys below it"),
-        ("OUTPUT_DIR: a\0b\n", r"own\.yaml: not valid yaml: it holds NUL bytes"),
-        ("OUTPUT_DIR: !!bool x\n", r"own\.yaml:1: not valid yaml: expected a bool"),
-        ("_BASE_: own.yaml\n", r"own\.yaml: _BASE_ leads in a circle: .*own\.yaml -> .*own\.yaml"),
-        ("_BASE_: [3]\n", r"own\.yaml:1: _BASE_: expected a file, got 3"),
-        ("_BASE_: no.yaml\n", r"/no\.yaml, the _BASE_ of .*own\.yaml: No such file or directory"),
-    ],
-)
-def test_a_damaged_yaml_is_told_in_one_line(tmp_path, text, message):
-    cfg, file = get_cfg(), tmp_path / "own.yaml"
-    dinox.add_dinox_config(cfg)
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        merge_yaml(cfg, str(file))
-
-
-def test_files_are_based_on_others(tmp_path):
-    cfg = get_cfg()
-    dinox.add_dinox_config(cfg)
-    (tmp_path / "base.yaml").write_text("SOLVER:\n  MAX_ITER: 7\n  STEPS: (5,)\n")
-    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nVERSION: 2\nSOLVER:\n  STEPS: (6,)\n")
-    merge_yaml(cfg, str(tmp_path / "own.yaml"))
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (7, (6,))
-
-
-@pytest.mark.parametrize(
-    "opts, message",
-    [
-        (["SOLVER.MAX_ITER.X", "3"], r"SOLVER\.MAX_ITER\.X: SOLVER\.MAX_ITER is 1600 and has no keys below it"),
-        (["SOLVER.MAX_ITER"], r"overrides SOLVER\.MAX_ITER: Override list has odd length"),
-        (["MODEL", "3"], r"overrides MODEL 3: MODEL: expected a key below it, such as MODEL\.\w+"),
-    ],
-)
-def test_damaged_overrides_are_told_in_one_line(opts, message):
-    cfg = get_cfg()
-    dinox.add_dinox_config(cfg)
-    with pytest.raises(ConfigError, match=message):
-        merge_yaml(cfg, str(YAML / "dino_shapes.yaml"), opts)
