@@ -1,7 +1,6 @@
 """The average of the weights: by hand, in evaluation, in checkpoints."""
 
 import math
-import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,7 +261,7 @@ def test_an_evaluation_that_a_signal_ends_leaves_the_weights_of_training(ema_cfg
     whole = read(ema_cfg)
 
     def be_stopped(model):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise AssertionError("was waited for")
 
     ema_cfg.train.output_dir = str(tmp_path / "stopped")

@@ -504,7 +504,7 @@ def test_a_signal_in_the_last_step_leaves_the_evaluation_to_whoever_resumes(cfg,
 
     def step(self):
         if self.iter == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         run_step(self)
 
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped):

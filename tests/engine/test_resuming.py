@@ -1,6 +1,5 @@
 """A run that was stopped anywhere and resumed is the one that was not stopped, bit for bit: rows 35 and 36."""
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -107,7 +106,7 @@ def stop_in(monkeypatch):
         def interrupted(self):
             if self.iter == iteration:
                 monkeypatch.setattr(Trainer, "run_step", run_step)
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
             run_step(self)
 
         monkeypatch.setattr(Trainer, "run_step", interrupted)
@@ -245,7 +244,7 @@ def stop_second_rank(rank, stopped):
 
     def interrupted(self):
         if rank == 1 and self.iter == stopped:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         run_step(self)
 
     Trainer.run_step = interrupted

@@ -126,7 +126,7 @@ def test_sigterm_finishes_the_step_saves_and_exits(tmp_path):
 
     def interrupted():
         if trainer.iter == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         run_step()
 
     trainer.run_step = interrupted

@@ -475,8 +475,8 @@ def killed_in_worker(function):
 
 def test_row_38_a_second_signal_ends_at_once(short_cfg, monkeypatch):
     def run_step(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("was not ended")
 
     monkeypatch.setattr(Trainer, "run_step", run_step)
@@ -487,7 +487,7 @@ def test_row_38_a_second_signal_ends_at_once(short_cfg, monkeypatch):
 
 def test_row_38_an_evaluation_is_not_waited_for(short_cfg, monkeypatch):
     def evaluation(model):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise AssertionError("was waited for")
 
     short_cfg.dataloader.evaluator = load_config(TINY_CONFIG).dataloader.evaluator
