@@ -24,13 +24,14 @@ from dinox.engine.peers import Failure, Peers, is_lost_connection, tell_torchrun
 from dinox.engine.places import Place, check_no_contradiction, find_place
 from dinox.engine.process_group import joined, timeout_of
 from dinox.engine.settings import SettingError
-from dinox.engine.stopping import TrainingStopped
+from dinox.engine.stopping import Terminated, TrainingStopped, terminable
 from dinox.utils.json_files import write_json
 
 DEBUG_VARIABLE = "DINOX_DEBUG"
 UNEXPECTED_ERROR = 1
 USER_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 """What dinox raises for mistakes in configs, data, checkpoints and paths, and for training that diverges."""
@@ -39,7 +40,7 @@ EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 def guarded(work: Callable[[], int | None], *, debug: bool = False, peers: Peers | None = None) -> int:
     """Do the work and return the exit code. An error that a user can mend becomes one line on stderr.
 
-    Training that SIGTERM or Ctrl-C stopped gives 143 or 130, with a checkpoint; Ctrl-C in other work 130.
+    Training that SIGTERM or Ctrl-C stopped gives 143 or 130, with a checkpoint; other work the same, without one.
 
     All others keep their traceback, and with ``debug`` or the environment variable DINOX_DEBUG every error does.
 
@@ -53,6 +54,9 @@ def guarded(work: Callable[[], int | None], *, debug: bool = False, peers: Peers
         if peers is None or peers.rank == 0:
             print(f"dinox: {stopped.message}", file=sys.stderr)
         return stopped.code
+    except Terminated:
+        print("dinox: terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt as error:
         if peers is not None:
             peers.first_failure(error, "interrupted", code=INTERRUPTED)
@@ -174,11 +178,12 @@ def _launch(options: RunOptions) -> int:
         check_no_contradiction(place, **launching)
         return _run_rank(options, place)
     check_launch(**launching)
-    cfg = _load_config(options)  # mistakes show before processes are started
-    timeout = timeout_of(cfg)
-    if options.num_gpus * options.num_machines <= 1:
-        _train_or_evaluate(options, cfg)
-        return 0
+    with terminable():
+        cfg = _load_config(options)  # mistakes show before processes are started
+        timeout = timeout_of(cfg)
+        if options.num_gpus * options.num_machines <= 1:
+            _train_or_evaluate(options, cfg)
+            return 0
     return launch(
         _run_launched,
         options,

@@ -41,6 +41,9 @@ _INVERSE = {6: 8, 8: 6}  # all others are their own
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _NO_RANGE = {"I": "int32", "F": "float32"}
 
+_PIXELS_AT_ONCE = 2**24
+"""Of an image while it becomes an array. A whole large one would be in memory four times."""
+
 _limit_lock = threading.Lock()
 
 
@@ -262,13 +265,24 @@ def _gray_bits(image: Image.Image, path: str) -> int | None:
     return None
 
 
+def _in_bands(image: Image.Image) -> np.ndarray:
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    if image.height <= rows:
+        return np.array(image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(band.convert("RGB"))
+    return pixels
+
+
 def _as_rgb(image: Image.Image, gray_bits: int | None, path: str) -> np.ndarray:
     if gray_bits is not None:
         greatest = 2**gray_bits - 1
         gray = np.rint(np.asarray(image).clip(0, greatest) * np.float32(255 / greatest)).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     try:
-        return np.array(image.convert("RGB"))
+        return _in_bands(image)
     except ValueError as error:
         raise DataError(
             f"Image {path}: Pillow cannot turn pixels of the kind {image.mode!r} into RGB ({error}). Save it as RGB."

@@ -1,7 +1,8 @@
 """What the processes of one training know of each other's end, so that none waits for one that is gone.
 
 The first one that fails says why on a board that all of them watch. One that lost the connection to another looks there
-for the cause, and one that is stuck, in its own work or in waiting for the others, is ended.
+for the cause, and one that is stuck, in its own work or in waiting for the others, is ended. Each also gives signs of
+life there, which the next rank looks for: a process that was stopped is missed also where others would wait for hours.
 """
 
 import json
@@ -31,6 +32,10 @@ _COMMUNICATION = re.compile(
     r"gloo|nccl|Connection (closed|reset|refused)|Broken pipe|Timed out waiting|process group|TCPStore", re.IGNORECASE
 )
 """In a RuntimeError of torch: it is the consequence of what happened elsewhere."""
+
+_STOPPED = (
+    "no sign of life within {:g} s (train.timeout): the process is stopped (SIGSTOP, a debugger), or its machine hangs"
+)
 
 _TIMEOUT = re.compile(r"timed? ?out", re.IGNORECASE)
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -73,9 +78,13 @@ class Peers:
         self._timeout, self._keeps_store = timeout, keeps_store
         self._closed = threading.Event()
         self._seen: Failure | None = None
+        # Where ranks wait for each other, they notice earlier, by their timeout.
+        self._rank_before = _Signs(timeout + GRACE)
+        self._looks = 0
         self.failed = False
         """Did this process tell of an error? Then it has to end without waiting for the others."""
-        threading.Thread(target=self._watch, name="dinox-peers", daemon=True).start()
+        for work in (self._watch, self._guard):
+            threading.Thread(target=work, name="dinox-peers", daemon=True).start()
 
     def close(self) -> None:
         """All is well: nobody is watched any more."""
@@ -147,6 +156,7 @@ class Peers:
     def _watch(self) -> None:
         while self._seen is None and not self._closed.wait(_PERIOD):
             try:
+                self._listen()
                 if self._store.check([_BOARD]):
                     self._seen = _read(self._store.get(_BOARD))
                     self._store.set(f"seen/{self.rank}", "")
@@ -154,6 +164,21 @@ class Peers:
                 break
         if not self._closed.wait(GRACE):
             self._end(self._seen or self._loss_of_the_board(1))
+
+    def _listen(self) -> None:
+        """Give a sign of life, and post a failure if the rank before gives none."""
+        self._store.add(f"alive/{self.rank}", 1)
+        other = (self.rank - 1) % self.world_size
+        if self._rank_before.is_silent(self._store.add(f"alive/{other}", 0)):
+            self._post(Failure(other, _STOPPED.format(self._timeout), 1))
+        self._looks += 1
+
+    def _guard(self) -> None:
+        """The board itself may be where nothing answers any more: then the watch, and whoever asks it, hangs."""
+        board = _Signs(self._timeout + GRACE)
+        while not self._closed.wait(_PERIOD):
+            if board.is_silent(self._looks):
+                self._end(Failure(0, _STOPPED.format(self._timeout), 1))
 
     def _end(self, failure: Failure) -> None:
         """Nothing else is to be expected of the main thread: it waits for something that does not come."""
@@ -163,6 +188,20 @@ class Peers:
             worker.kill()
         sys.stdout.flush()
         os._exit(1)
+
+
+class _Signs:
+    """Signs of life, a number that grows, looked at every ``_PERIOD``. Looks are counted, not seconds: time in which
+    this process was stopped itself is nobody's silence."""
+
+    def __init__(self, limit: float):
+        self._limit, self._last, self._looks = limit, -1, 0
+
+    def is_silent(self, number: int) -> bool:
+        """Has it been the same for more than ``limit`` seconds?"""
+        self._looks = self._looks + 1 if number == self._last else 0
+        self._last = number
+        return self._looks * _PERIOD > self._limit
 
 
 def is_lost_connection(error: BaseException) -> bool:

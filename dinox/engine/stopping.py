@@ -33,6 +33,34 @@ class TrainingStopped(SystemExit):
         self.message = f"stopped by {signal.Signals(number).name}{after}; --resume continues"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM where nothing is left to be finished: what Ctrl-C does there."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, a SIGTERM that nobody waits for (before training, in an evaluation) raises Terminated in this process; a
+    second one ends it at once. Does nothing outside of the main thread, and where SIGTERM has a meaning already.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    process = os.getpid()
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == process:
+            raise Terminated
+        signal.raise_signal(number)  # a worker, which has inherited this
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class StoppedEarly(SystemExit):
     """Training ended before its last iteration, as it was asked to; all is saved. No error: ``code`` is 0."""
 

@@ -26,7 +26,7 @@ MAX_PIXELS = 178_956_970
 """Of a file that is shrunk as a whole; Pillow's own limit."""
 
 MAX_PIXELS_IN_TILES = 500_000_000
-"""Of a file that is cut into tiles; 20,000 x 20,000 pixels, and 5 GB of memory while the file is decoded."""
+"""Of a file that is cut into tiles; 20,000 x 20,000 pixels take 3 GB of memory while they are decoded."""
 
 _NO_LIMIT = 2**62
 

@@ -98,6 +98,21 @@ def test_pixel_limit_is_lent_to_pillow_and_given_back(image, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 20
 
 
+def test_large_images_become_arrays_in_bands_of_the_same_pixels(tmp_path, monkeypatch):
+    """Bands of 3 rows, the last one of 1; modes that are converted, and one that is not."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 7, 4), dtype=np.uint8)
+    rgb = Image.fromarray(pixels[:, :, :3])
+    images = [rgb, rgb.convert("P"), rgb.convert("L"), rgb.convert("CMYK"), Image.fromarray(pixels)]
+    for number, each in enumerate(images):
+        each.save(tmp_path / f"{number}.tif")
+        whole = read_image(tmp_path / f"{number}.tif")
+        with monkeypatch.context() as small:
+            small.setattr("dinox.data.images._PIXELS_AT_ONCE", 21)
+            banded = read_image(tmp_path / f"{number}.tif")
+        np.testing.assert_array_equal(banded, whole)
+        assert banded.flags.c_contiguous and banded.flags.writeable
+
+
 def test_twelve_bits_are_scaled_by_their_own_range(tmp_path):
     """A 12-bit TIFF, two pixels in three bytes: 0, 4095, 2048, 1."""
     entries = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (278, 1), (279, 6)]
