@@ -24,14 +24,13 @@ from dinox.engine.peers import Failure, Peers, is_lost_connection, tell_torchrun
 from dinox.engine.places import Place, check_no_contradiction, find_place
 from dinox.engine.process_group import joined, timeout_of
 from dinox.engine.settings import SettingError
-from dinox.engine.stopping import Terminated, TrainingStopped, terminable
+from dinox.engine.stopping import EXIT_CODES, Terminated, TrainingStopped, terminable
 from dinox.utils.json_files import write_json
 
 DEBUG_VARIABLE = "DINOX_DEBUG"
 UNEXPECTED_ERROR = 1
 USER_ERROR = 2
-INTERRUPTED = 130
-TERMINATED = 143
+INTERRUPTED, TERMINATED = EXIT_CODES
 
 EXPECTED_ERRORS = (ValueError, OSError, FloatingPointError)
 """What dinox raises for mistakes in configs, data, checkpoints and paths, and for training that diverges."""

@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dinox.engine.stopping import EXIT_CODES
+from dinox.engine.stopping import EXIT_CODES, set_handlers
 
 _DIST_URL = re.compile(r"tcp://(?P<host>[^/]+):(?P<port>\d+)")
 _HERE = "localhost:0"  # and any free port
@@ -111,8 +111,7 @@ def _own_signal_handlers() -> Iterator[None]:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            set_handlers(before)
 
 
 def _exit_with(function: Callable[..., int], *args: object) -> None:

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -91,8 +91,7 @@ class StopSignals:
     def remove(self) -> None:
         """After a signal, torch's own watch for the end of workers stays away: they may be ending just now. Then it
         takes some seconds more to notice."""
-        for each, handler in self._before.items():
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+        set_handlers(self._before)
         self._before = {}
 
     @property
@@ -137,6 +136,12 @@ class StopSignals:
             # No logging: the signal may have come while a line was being written.
             text = f"\ndinox: {signal.Signals(number).name}: finishing this step and saving; once more to end at once\n"
             os.write(sys.stderr.fileno() if _has_descriptor() else 2, text.encode())
+
+
+def set_handlers(handlers: Mapping[int, Any]) -> None:
+    """By number of the signal; None is what Python says of a handler that it did not set."""
+    for number, handler in handlers.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _has_descriptor() -> bool:

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 
 import pytest
 
@@ -11,15 +10,10 @@ from dinox.cli.running import guarded
 from dinox.engine.stopping import Terminated, terminable
 
 
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(1)  # Python runs handlers between two instructions
-
-
 def test_sigterm_is_one_line_and_its_exit_code(capsys):
     def work():
         with terminable():
-            terminate()
+            signal.raise_signal(signal.SIGTERM)
 
     assert guarded(work) == 143
     assert capsys.readouterr().err == "dinox: terminated\n"
@@ -31,9 +25,9 @@ def test_a_second_sigterm_ends_the_process_at_once():
     if process == 0:
         with terminable():
             try:
-                terminate()
+                signal.raise_signal(signal.SIGTERM)
             except Terminated:
-                terminate()
+                signal.raise_signal(signal.SIGTERM)
         os._exit(77)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGTERM
 
@@ -43,7 +37,7 @@ def test_a_worker_that_inherits_the_handler_just_ends():
         process = os.fork()
         if process == 0:
             try:
-                terminate()
+                signal.raise_signal(signal.SIGTERM)
             finally:
                 os._exit(77)
         assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGTERM
